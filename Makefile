@@ -1,0 +1,54 @@
+# Every target works on a fresh clone: what it needs is installed into .venv first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test soak lint types proto proto-check bench check clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "meshrpc needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
+	@touch $@
+
+install: $(STAMP) ## install meshrpc and its development tools into .venv
+
+demo: $(STAMP) ## run the order/payment demo (ARGS='--duration 20 --chaos')
+	$(BIN)/meshrpc demo $(ARGS)
+
+test: $(STAMP) ## run every test but the soaks; fetches a real Consul if there is none
+	@$(BIN)/python tests/consul.py --fetch
+	$(BIN)/python -m pytest -m 'not soak' $(ARGS)
+
+soak: $(STAMP) ## run the long fault and leak tests
+	@$(BIN)/python tests/consul.py --fetch
+	$(BIN)/python -m pytest -m soak $(ARGS)
+
+lint: $(STAMP) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## check types, strictly
+	$(BIN)/mypy
+
+PROTOS := $(shell find protos -name '*.proto' | LC_ALL=C sort)
+
+proto: $(STAMP) ## generate all code from protos/, in place
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+
+proto-check: proto ## fail if generated code is not what protos/ says
+	@git diff --exit-code --stat -- '*_pb2.py' '*_pb2.pyi' '*_pb2_grpc.py' || { echo "generated code is stale: run 'make proto' and commit" >&2; exit 1; }
+
+bench: $(STAMP) ## measure what the mesh adds to a call, beside bare grpc.aio
+	$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+check: lint types proto-check test ## all that CI runs
+
+clean: ## remove what the targets above made
+	rm -rf $(VENV) .cache dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,131 @@
+"""The policy language as frozen data.
+
+A field that a document does not set is None, so that documents can be laid over one another:
+the mesh's defaults (`service: "*"`), then the service's own. `effective` does that, a whole
+block at a time. Units are those of the field's docstring; durations are seconds.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+
+import grpc
+
+
+class BalancerKind(enum.StrEnum):
+    """The balancers of the language."""
+
+    ROUND_ROBIN = "round_robin"
+    RANDOM = "random"
+    WEIGHTED_ROUND_ROBIN = "weighted_round_robin"
+    LEAST_REQUEST = "least_request"
+    PEAK_EWMA = "peak_ewma"
+    RING_HASH = "ring_hash"
+    MAGLEV = "maglev"
+
+
+@dataclass(frozen=True, slots=True)
+class Balancer:
+    """How callers choose among the instances of the service."""
+
+    kind: BalancerKind = BalancerKind.PEAK_EWMA
+    decay: float = 10.0
+    """peak_ewma: how long a latency peak is remembered, as a time constant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Wait before retry n: base x 2^(n-1), at most max, jittered by 20 % either way."""
+
+    base: float = 0.025
+    max: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When a failed attempt is followed by another, on another instance where there is one."""
+
+    attempts: int = 3
+    """In all, the first one included; 1 turns retries off."""
+    codes: frozenset[grpc.StatusCode] = frozenset({grpc.StatusCode.UNAVAILABLE})
+    per_attempt_timeout: float | None = None
+    backoff: Backoff = field(default_factory=Backoff)
+    non_idempotent: frozenset[str] = frozenset()
+    """Methods (`pkg.Service/Method`) retried although their proto does not call them idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryBudget:
+    """Retries a caller may send beyond its calls: ratio x calls + min_per_second."""
+
+    ratio: float = 0.1
+    min_per_second: float = 1.0
+
+
+class ShareMode(enum.StrEnum):
+    """What a rate limit counts over."""
+
+    INSTANCE = "instance"
+    FLEET = "fleet"
+
+
+class LimitMode(enum.StrEnum):
+    """Whether a rate limit refuses or only counts what it would have refused."""
+
+    ENFORCE = "enforce"
+    SHADOW = "shadow"
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """A token bucket per key: `rate` tokens a second, `burst` of them saved at most."""
+
+    name: str
+    rate: float
+    """Calls per second."""
+    burst: int
+    key: tuple[str, ...] = ()
+    """What tells buckets apart: `caller`, `method`, `metadata.<name>`; none: one bucket."""
+    share: ShareMode = ShareMode.INSTANCE
+    mode: LimitMode = LimitMode.ENFORCE
+    max_keys: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One document, validated. None: the document does not say."""
+
+    service: str
+    timeout: float | None = None
+    balancer: Balancer | None = None
+    retry: Retry | None = None
+    retry_budget: RetryBudget | None = None
+    rate_limits: tuple[RateLimit, ...] | None = None
+
+
+DEFAULTS = Policy(
+    service="*",
+    balancer=Balancer(),
+    retry=Retry(),
+    retry_budget=RetryBudget(),
+    rate_limits=(),
+)
+"""What holds where no document says otherwise. Nothing has a timeout nobody asked for."""
+
+
+def effective(service: str, documents: Mapping[str, Policy]) -> Policy:
+    """Lay the service's document over the mesh's defaults over `DEFAULTS`, block by block."""
+    policy = replace(DEFAULTS, service=service)
+    for name in ("*", service):
+        document = documents.get(name)
+        if document is None:
+            continue
+        said = {
+            block.name: value
+            for block in fields(Policy)
+            if block.name != "service" and (value := getattr(document, block.name)) is not None
+        }
+        policy = replace(policy, **said)
+    return policy

@@ -1,0 +1,117 @@
+"""An instance: one registered process of a service, as a record."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from meshrpc.v1 import registry_pb2
+
+
+class Health(enum.StrEnum):
+    """What an instance says of itself."""
+
+    SERVING = "serving"
+    NOT_SERVING = "not_serving"
+    UNKNOWN = "unknown"
+
+
+class State(enum.StrEnum):
+    """Where an instance is in its life, as far as the one who lists it knows."""
+
+    ACTIVE = "active"
+    DRAINING = "draining"
+
+
+_NO_LABELS: Mapping[str, str] = MappingProxyType({})
+
+_HEALTH_TO_WIRE = {
+    Health.SERVING: registry_pb2.Instance.HEALTH_SERVING,
+    Health.NOT_SERVING: registry_pb2.Instance.HEALTH_NOT_SERVING,
+    Health.UNKNOWN: registry_pb2.Instance.HEALTH_UNSPECIFIED,
+}
+_HEALTH_FROM_WIRE = {wire: health for health, wire in _HEALTH_TO_WIRE.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One process that serves a service: what a registry knows of it.
+
+    `incarnation` grows each time the same process comes back after losing its lease; a record
+    is never replaced by one of an older incarnation.
+    """
+
+    id: str
+    service: str
+    address: str
+    namespace: str = "default"
+    version: str | None = None
+    zone: str | None = None
+    weight: int = 1
+    labels: Mapping[str, str] = field(default=_NO_LABELS, hash=False)
+    pid: int | None = None
+    incarnation: int = 0
+    health: Health = Health.UNKNOWN
+    state: State = State.ACTIVE
+
+    def label(self, name: str) -> str | None:
+        """Return the label `name`; `version` and `zone` are labels too."""
+        if name == "version":
+            return self.version
+        if name == "zone":
+            return self.zone
+        return self.labels.get(name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as every `-o json` and the HTTP interface show it."""
+        return {
+            "id": self.id,
+            "service": self.service,
+            "namespace": self.namespace,
+            "address": self.address,
+            "version": self.version,
+            "zone": self.zone,
+            "weight": self.weight,
+            "labels": dict(self.labels),
+            "pid": self.pid,
+            "health": self.health.value,
+            "state": self.state.value,
+        }
+
+    def to_wire(self) -> registry_pb2.Instance:
+        """Return the record as it travels."""
+        return registry_pb2.Instance(
+            id=self.id,
+            service=self.service,
+            namespace=self.namespace,
+            address=self.address,
+            version=self.version or "",
+            zone=self.zone or "",
+            weight=self.weight,
+            labels=dict(self.labels),
+            pid=self.pid or 0,
+            incarnation=self.incarnation,
+            health=_HEALTH_TO_WIRE[self.health],
+            draining=self.state is State.DRAINING,
+        )
+
+    @classmethod
+    def from_wire(cls, wire: registry_pb2.Instance) -> Instance:
+        """Read a record that travelled."""
+        return cls(
+            id=wire.id,
+            service=wire.service,
+            namespace=wire.namespace,
+            address=wire.address,
+            version=wire.version or None,
+            zone=wire.zone or None,
+            weight=wire.weight or 1,
+            labels=MappingProxyType(dict(wire.labels)),
+            pid=wire.pid or None,
+            incarnation=wire.incarnation,
+            health=_HEALTH_FROM_WIRE.get(wire.health, Health.UNKNOWN),
+            state=State.DRAINING if wire.draining else State.ACTIVE,
+        )

@@ -1,0 +1,140 @@
+"""One process's settings: arguments, then environment, then defaults.
+
+Every setting has one name as an argument and one environment variable; the table below is the
+only place where either is written down. `docs/settings.md` is checked against it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meshrpc.errors import SettingsError
+
+if TYPE_CHECKING:
+    from meshrpc.registry.registry import Registry
+
+DEFAULT_CONTROL_PORT = 7700
+DEFAULT_CONTROL_HTTP_PORT = 7780
+NO_CONTROL = "none"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Split `host:port` (IPv6 hosts in brackets); the port is 0 to 65535."""
+    host, colon, port = text.strip().rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("an address is host:port, such as 127.0.0.1:5001")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError("an IPv6 host stands in brackets, such as [::1]:5001")
+    return host, int(port)
+
+
+def _address(text: str) -> str:
+    host, port = parse_address(text)
+    return f"{host}:{port}"
+
+
+def _control(text: str | tuple[str, ...]) -> tuple[str, ...]:
+    if isinstance(text, tuple):
+        return tuple(_address(address) for address in text)
+    if text.strip() == NO_CONTROL:
+        return ()
+    return tuple(_address(address) for address in text.split(","))
+
+
+def _name(text: str) -> str:
+    name = text.strip()
+    if not name or not all(c.isalnum() or c in "._-" for c in name) or len(name) > 128:
+        raise ValueError("a name has letters, digits, '.', '_' and '-', 128 at most")
+    return name
+
+
+def _labels(given: str | Mapping[str, str]) -> Mapping[str, str]:
+    if isinstance(given, str):
+        pairs = [pair.partition("=") for pair in given.split(",") if pair.strip()]
+        if not all(key.strip() and equals for key, equals, _ in pairs):
+            raise ValueError("labels are key=value, separated by commas")
+        given = {key.strip(): value.strip() for key, _, value in pairs}
+    for reserved in ("version", "zone"):
+        if reserved in given:
+            raise ValueError(f"{reserved!r} is a setting of its own, not a label")
+    return dict(given)
+
+
+def _weight(given: str | int) -> int:
+    weight = int(given)
+    if not 1 <= weight <= 10_000:
+        raise ValueError("a weight is 1 to 10000")
+    return weight
+
+
+def default_state_dir(environ: Mapping[str, str] | None = None) -> Path:
+    """Return the platform's folder for state: XDG's on Linux, Application Support on macOS."""
+    environ = os.environ if environ is None else environ
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "meshrpc"
+    base = environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "meshrpc"
+
+
+def _setting(environment: str, default: Any, parse: Callable[[Any], Any]) -> Any:
+    metadata = {"environment": environment, "parse": parse}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What one process is told about itself and its mesh.
+
+    Make one with `Settings.resolve`, which reads the environment for what is not given.
+    """
+
+    control: tuple[str, ...] = _setting(
+        "MESHRPC_CONTROL", (f"127.0.0.1:{DEFAULT_CONTROL_PORT}",), _control
+    )
+    """Control services, tried in turn; empty (written `none`) for no control service."""
+    registry: str | Registry = _setting("MESHRPC_REGISTRY", "mesh:", lambda given: given)
+    """A registry URL, or an object that is a `Registry`."""
+    namespace: str = _setting("MESHRPC_NAMESPACE", "default", _name)
+    """Services in different namespaces of one registry never see each other."""
+    listen: str = _setting("MESHRPC_LISTEN", "127.0.0.1:0", _address)
+    """Where the server listens; port 0 takes any free one."""
+    advertise: str | None = _setting("MESHRPC_ADVERTISE", None, _address)
+    """What callers are told to dial; by default the address listened on."""
+    zone: str | None = _setting("MESHRPC_ZONE", None, _name)
+    labels: Mapping[str, str] = _setting("MESHRPC_LABELS", dict, _labels)
+    weight: int = _setting("MESHRPC_WEIGHT", 1, _weight)
+    version: str | None = _setting("MESHRPC_VERSION", None, _name)
+    state_dir: Path = _setting("MESHRPC_STATE_DIR", default_state_dir, Path)
+    """Where services keep what must survive a restart."""
+
+    @classmethod
+    def resolve(cls, environ: Mapping[str, str] | None = None, /, **arguments: Any) -> Settings:
+        """Take each setting from `arguments` (None: not given), then `environ`, then defaults.
+
+        Raises:
+            SettingsError: a value cannot be used; names the setting, the value and the rule.
+        """
+        environ = os.environ if environ is None else environ
+        chosen: dict[str, Any] = {}
+        for setting in fields(cls):
+            given = arguments.pop(setting.name, None)
+            source = f"{setting.name}="
+            if given is None:
+                source = setting.metadata["environment"]
+                given = environ.get(source) or None
+            if given is None:
+                continue
+            try:
+                chosen[setting.name] = setting.metadata["parse"](given)
+            except (ValueError, TypeError) as error:
+                raise SettingsError(f"{source}{given!r}: {error}") from error
+        if arguments:
+            raise SettingsError(f"unknown settings: {', '.join(sorted(arguments))}")
+        return cls(**chosen)

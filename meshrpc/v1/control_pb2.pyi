@@ -1,0 +1,140 @@
+from meshrpc.v1 import policy_pb2 as _policy_pb2
+from meshrpc.v1 import registry_pb2 as _registry_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class SubscribeRequest(_message.Message):
+    __slots__ = ("hello", "interest", "acknowledgement")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    INTEREST_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGEMENT_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    interest: Interest
+    acknowledgement: Acknowledgement
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., interest: _Optional[_Union[Interest, _Mapping]] = ..., acknowledgement: _Optional[_Union[Acknowledgement, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("namespace", "service", "instance", "version", "pid", "library")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    LIBRARY_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    service: str
+    instance: str
+    version: str
+    pid: int
+    library: str
+    def __init__(self, namespace: _Optional[str] = ..., service: _Optional[str] = ..., instance: _Optional[str] = ..., version: _Optional[str] = ..., pid: _Optional[int] = ..., library: _Optional[str] = ...) -> None: ...
+
+class Interest(_message.Message):
+    __slots__ = ("policies", "instances")
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    policies: _containers.RepeatedScalarFieldContainer[str]
+    instances: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, policies: _Optional[_Iterable[str]] = ..., instances: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Push(_message.Message):
+    __slots__ = ("nonce", "revision", "policies", "instances")
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    nonce: str
+    revision: int
+    policies: _containers.RepeatedCompositeFieldContainer[_policy_pb2.PolicyDocument]
+    instances: _containers.RepeatedCompositeFieldContainer[InstanceSet]
+    def __init__(self, nonce: _Optional[str] = ..., revision: _Optional[int] = ..., policies: _Optional[_Iterable[_Union[_policy_pb2.PolicyDocument, _Mapping]]] = ..., instances: _Optional[_Iterable[_Union[InstanceSet, _Mapping]]] = ...) -> None: ...
+
+class InstanceSet(_message.Message):
+    __slots__ = ("service", "version", "instances")
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    service: str
+    version: int
+    instances: _containers.RepeatedCompositeFieldContainer[_registry_pb2.Instance]
+    def __init__(self, service: _Optional[str] = ..., version: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[_registry_pb2.Instance, _Mapping]]] = ...) -> None: ...
+
+class Acknowledgement(_message.Message):
+    __slots__ = ("nonce", "refused", "ignored")
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    IGNORED_FIELD_NUMBER: _ClassVar[int]
+    nonce: str
+    refused: _containers.RepeatedCompositeFieldContainer[Refusal]
+    ignored: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, nonce: _Optional[str] = ..., refused: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ..., ignored: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("kind", "name", "reason")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[Refusal.Kind]
+        KIND_POLICY: _ClassVar[Refusal.Kind]
+        KIND_INSTANCES: _ClassVar[Refusal.Kind]
+    KIND_UNSPECIFIED: Refusal.Kind
+    KIND_POLICY: Refusal.Kind
+    KIND_INSTANCES: Refusal.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    kind: Refusal.Kind
+    name: str
+    reason: str
+    def __init__(self, kind: _Optional[_Union[Refusal.Kind, str]] = ..., name: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ("namespace",)
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    def __init__(self, namespace: _Optional[str] = ...) -> None: ...
+
+class StatusResponse(_message.Message):
+    __slots__ = ("revision", "processes")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    processes: _containers.RepeatedCompositeFieldContainer[ProcessStatus]
+    def __init__(self, revision: _Optional[int] = ..., processes: _Optional[_Iterable[_Union[ProcessStatus, _Mapping]]] = ...) -> None: ...
+
+class ProcessStatus(_message.Message):
+    __slots__ = ("service", "instance", "version", "revision", "state", "reason", "age_seconds", "pid", "library")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATE_UNSPECIFIED: _ClassVar[ProcessStatus.State]
+        STATE_SYNCED: _ClassVar[ProcessStatus.State]
+        STATE_PENDING: _ClassVar[ProcessStatus.State]
+        STATE_REFUSED: _ClassVar[ProcessStatus.State]
+    STATE_UNSPECIFIED: ProcessStatus.State
+    STATE_SYNCED: ProcessStatus.State
+    STATE_PENDING: ProcessStatus.State
+    STATE_REFUSED: ProcessStatus.State
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    LIBRARY_FIELD_NUMBER: _ClassVar[int]
+    service: str
+    instance: str
+    version: str
+    revision: int
+    state: ProcessStatus.State
+    reason: str
+    age_seconds: float
+    pid: int
+    library: str
+    def __init__(self, service: _Optional[str] = ..., instance: _Optional[str] = ..., version: _Optional[str] = ..., revision: _Optional[int] = ..., state: _Optional[_Union[ProcessStatus.State, str]] = ..., reason: _Optional[str] = ..., age_seconds: _Optional[float] = ..., pid: _Optional[int] = ..., library: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,42 @@
+"""What meshrpc adds to a call on the wire, and the words for it.
+
+One place for every metadata key, so that client and server cannot disagree.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import grpc
+
+# Request metadata.
+CALLER: Final = "mesh-caller"
+"""The calling service, by its own word; absent means `UNKNOWN_CALLER`."""
+TARGET: Final = "mesh-target"
+"""The id of the instance the caller means; any other one refuses without executing."""
+PREVIOUS_ATTEMPTS: Final = "grpc-previous-rpc-attempts"
+"""How many attempts of this call came before (gRFC A6); absent on the first."""
+
+# Trailers.
+NOT_EXECUTED: Final = "mesh-not-executed"
+"""The call was refused before its handler ran: always safe to send elsewhere."""
+RETRY_PUSHBACK: Final = "grpc-retry-pushback-ms"
+"""When the caller may try again, in milliseconds; negative means never (gRFC A6)."""
+RETRY_AFTER: Final = "retry-after"
+"""The same for people and HTTP clients, in whole seconds, rounded up."""
+DRAIN: Final = "mesh-drain"
+"""This stream ended because the server is leaving."""
+
+UNKNOWN_CALLER: Final = "unknown"
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+def split_method(path: str) -> tuple[str, str]:
+    """Split `/pkg.Service/Method` into service and method."""
+    service, _, method = path.lstrip("/").rpartition("/")
+    return service, method
+
+
+STATUS_CODES: Final = {code.name: code for code in grpc.StatusCode}
+"""Status codes by their names: `UNAVAILABLE` and its like."""

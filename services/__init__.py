@@ -1,0 +1,1 @@
+"""The example shop: two services on the mesh."""

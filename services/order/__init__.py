@@ -1,0 +1,1 @@
+"""Orders: take an order, have it paid."""

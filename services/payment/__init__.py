@@ -1,0 +1,1 @@
+"""Payments: charge an order once."""
