@@ -14,8 +14,6 @@ CALLER: Final = "mesh-caller"
 """The calling service, by its own word; absent means `UNKNOWN_CALLER`."""
 TARGET: Final = "mesh-target"
 """The id of the instance the caller means; any other one refuses without executing."""
-PREVIOUS_ATTEMPTS: Final = "grpc-previous-rpc-attempts"
-"""How many attempts of this call came before (gRFC A6); absent on the first."""
 
 # Trailers.
 NOT_EXECUTED: Final = "mesh-not-executed"

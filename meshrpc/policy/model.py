@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
 import grpc
 
@@ -105,27 +105,26 @@ class Policy:
     rate_limits: tuple[RateLimit, ...] | None = None
 
 
-DEFAULTS = Policy(
-    service="*",
-    balancer=Balancer(),
-    retry=Retry(),
-    retry_budget=RetryBudget(),
-    rate_limits=(),
-)
-"""What holds where no document says otherwise. Nothing has a timeout nobody asked for."""
+@dataclass(frozen=True, slots=True)
+class EffectivePolicy:
+    """What holds for a service once its documents and the defaults are laid together."""
+
+    service: str
+    timeout: float | None = None
+    """Nothing has a deadline nobody asked for."""
+    balancer: Balancer = field(default_factory=Balancer)
+    retry: Retry = field(default_factory=Retry)
+    retry_budget: RetryBudget = field(default_factory=RetryBudget)
+    rate_limits: tuple[RateLimit, ...] = ()
 
 
-def effective(service: str, documents: Mapping[str, Policy]) -> Policy:
-    """Lay the service's document over the mesh's defaults over `DEFAULTS`, block by block."""
-    policy = replace(DEFAULTS, service=service)
-    for name in ("*", service):
-        document = documents.get(name)
-        if document is None:
-            continue
-        said = {
-            block.name: value
-            for block in fields(Policy)
-            if block.name != "service" and (value := getattr(document, block.name)) is not None
-        }
-        policy = replace(policy, **said)
-    return policy
+def effective(service: str, documents: Mapping[str, Policy]) -> EffectivePolicy:
+    """Lay the service's document over the mesh's (`*`) over the defaults, block by block."""
+    said = {
+        block.name: value
+        for document in (documents.get("*"), documents.get(service))
+        if document is not None
+        for block in fields(EffectivePolicy)
+        if block.name != "service" and (value := getattr(document, block.name)) is not None
+    }
+    return EffectivePolicy(service, **said)

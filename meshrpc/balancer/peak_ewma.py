@@ -1,0 +1,107 @@
+"""Peak EWMA with the power of two choices: the default balancer.
+
+Each pick draws two endpoints and takes the one with the lower load, latency x (pending + 1).
+Latency is a moving average over time that jumps to every peak and sinks back with the time
+constant `decay` (10 s): an endpoint that turns slow is left at once, and tried again as the
+memory of it fades. From Finagle's PeakEwma and P2CPick; Linkerd and tower took it from there.
+
+Choose it when instances are not all equally fast, which is nearly always. Two choices are
+enough to keep the fullest endpoint close to the mean (Mitzenmacher, "The power of two choices").
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
+
+FAILURE_LATENCY = 5.0
+"""What a failure counts as, in seconds, however fast it came: an endpoint that fails at once
+would otherwise look like the best one and draw all calls (Linkerd's load biaser)."""
+
+_UNKNOWN_LATENCY = 1e6
+"""An endpoint with a first call under way and no latency yet is as good as taken: its first
+answer decides. Larger than any latency (Finagle's Penalty)."""
+
+
+class _Loaded(Protocol):
+    def load(self, now: float) -> float: ...
+
+
+E = TypeVar("E", bound=_Loaded)
+
+
+class PeakEwma:
+    """One endpoint's latency, remembered by its peaks, and the calls pending on it."""
+
+    __slots__ = ("_at", "_latency", "decay", "pending")
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.pending = 0
+        self._latency = 0.0
+        self._at = 0.0
+
+    def latency(self, now: float) -> float:
+        """Return the remembered latency in seconds, faded since the last sample."""
+        if not self._latency:
+            return 0.0
+        return self._latency * math.exp((self._at - now) / self.decay)
+
+    def observe(self, latency: float, now: float) -> None:
+        """Take in a sample: a peak at once, anything lower by its weight in time."""
+        if latency >= self._latency:
+            self._latency = latency
+        else:
+            kept = math.exp((self._at - now) / self.decay)
+            self._latency = self._latency * kept + latency * (1.0 - kept)
+        self._at = now
+
+    def hold(self, latency: float, now: float) -> None:
+        """Take in an answer whose speed means nothing, such as a refusal.
+
+        It keeps what is remembered from fading: quick refusals must not make an endpoint look
+        quick. Only an endpoint without any sample takes the latency for want of a better one.
+        """
+        if not self._latency:
+            self._latency = latency
+        self._at = now
+
+    def load(self, now: float) -> float:
+        """Return latency x (pending + 1); with no sample yet, the first call is free."""
+        if not self._latency:
+            return _UNKNOWN_LATENCY * self.pending
+        return self.latency(now) * (self.pending + 1)
+
+
+class PeakEwmaBalancer:
+    """Makes pickers that draw two endpoints and keep the less loaded."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def picker(self, endpoints: Sequence[E]) -> TwoChoicesPicker[E]:
+        """Return a picker over `endpoints`."""
+        return TwoChoicesPicker(tuple(endpoints), self._rng)
+
+
+class TwoChoicesPicker(Generic[E]):
+    """The less loaded of two endpoints drawn at random."""
+
+    __slots__ = ("_count", "_endpoints", "_rng")
+
+    def __init__(self, endpoints: tuple[E, ...], rng: random.Random) -> None:
+        self._endpoints = endpoints
+        self._count = len(endpoints)
+        self._rng = rng
+
+    def pick(self, now: float) -> E:
+        """Return the less loaded of two distinct endpoints; the first drawn when equal."""
+        if self._count == 1:
+            return self._endpoints[0]
+        i = int(self._rng.random() * self._count)
+        j = int(self._rng.random() * (self._count - 1))
+        j += j >= i  # skip over i; keeps every other index equally likely
+        one, other = self._endpoints[i], self._endpoints[j]
+        return one if one.load(now) <= other.load(now) else other

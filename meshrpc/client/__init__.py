@@ -1,0 +1,1 @@
+"""Calls out of this process; `channel.py` is where to start reading."""

@@ -1,0 +1,98 @@
+"""What this process knows of the mesh's policies, kept current by the control stream.
+
+Documents arrive one by one; whoever follows a service is told its effective policy, the
+service's own document over the mesh's over the defaults. Without a control service there are
+only the defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from meshrpc.policy.model import EffectivePolicy, Policy, effective
+from meshrpc.registry.registry import Watch
+from meshrpc.subscription import Subscription
+
+MESH_WIDE = "*"
+
+OnPolicy = Callable[[EffectivePolicy], None]
+
+
+class Policies:
+    """The documents this process has, and who follows what they add up to."""
+
+    def __init__(self, subscription: Subscription | None) -> None:
+        self._subscription = subscription
+        self._documents: dict[str, Policy] = {}
+        self._followers: dict[str, list[_Follower]] = {}
+        self._watches: dict[str, Watch] = {}
+
+    def effective(self, service: str) -> EffectivePolicy:
+        """Return what holds for `service`, as far as this process knows."""
+        return effective(service, self._documents)
+
+    def follow(self, service: str, on_policy: OnPolicy) -> Watch:
+        """Call `on_policy` with the effective policy of `service`, now and after each change.
+
+        A callback that raises `PolicyError` refuses the document that led to it.
+        """
+        follower = _Follower(self, service, on_policy)
+        self._followers.setdefault(service, []).append(follower)
+        on_policy(self.effective(service))
+        for name in (MESH_WIDE, service):
+            if self._subscription is not None and name not in self._watches:
+                self._watches[name] = self._subscription.watch_policy(
+                    name, partial(self._on_document, name)
+                )
+        return follower
+
+    def _on_document(self, name: str, document: Policy | None) -> None:
+        before = self._documents.get(name)
+        self._replace(name, document)
+        try:
+            self._tell(name)
+        except Exception:
+            # Refused: everybody goes back to what held before.
+            self._replace(name, before)
+            self._tell(name)
+            raise
+
+    def _replace(self, name: str, document: Policy | None) -> None:
+        if document is None:
+            self._documents.pop(name, None)
+        else:
+            self._documents[name] = document
+
+    def _tell(self, name: str) -> None:
+        for service, followers in self._followers.items():
+            if name in (MESH_WIDE, service):
+                policy = self.effective(service)
+                for follower in tuple(followers):
+                    follower.on_policy(policy)
+
+    def forget(self, follower: _Follower) -> None:
+        """Call a follower no more."""
+        followers = self._followers.get(follower.service, [])
+        if follower in followers:
+            followers.remove(follower)
+        if not followers and self._followers.pop(follower.service, None) is not None:
+            watch = self._watches.pop(follower.service, None)
+            if watch is not None and follower.service != MESH_WIDE:
+                watch.close()
+                self._documents.pop(follower.service, None)
+
+
+class _Follower:
+    """One callback on one service's effective policy."""
+
+    __slots__ = ("_policies", "on_policy", "service")
+
+    def __init__(self, policies: Policies, service: str, on_policy: OnPolicy) -> None:
+        self._policies = policies
+        self.service = service
+        self.on_policy = on_policy
+
+    def close(self) -> None:
+        """Stop: the callback is not called again."""
+        self._policies.forget(self)

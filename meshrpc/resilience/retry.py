@@ -1,0 +1,86 @@
+"""Retry: whether a failed attempt is followed by another, and after how long.
+
+Three things must hold (DESIGN "retry", gRFC A6): the code is one the policy retries; the call
+may be repeated, because its method is idempotent or because this attempt provably was not
+executed; and neither the attempts nor the server's pushback forbid it. Whether the retry budget
+has a token left is asked last, by the caller of these functions.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import grpc
+
+from meshrpc import wire
+from meshrpc.policy.model import Backoff, Retry
+
+JITTER = 0.2
+"""Backoff is spread by this share either way (gRFC A6: "random(0.8, 1.2)")."""
+
+# C-core reports what never reached a handler only in words; tests/integration/
+# test_not_executed.py pins each against the installed grpcio.
+_CONNECT_FAILED = "failed to connect to all addresses"
+_STREAM_REFUSED = "Received RST_STREAM with error code 7"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failed attempt, as far as retrying it is concerned."""
+
+    code: grpc.StatusCode
+    not_executed: bool = False
+    """No handler has seen it."""
+    timed_out: bool = False
+    """It ended by `per_attempt_timeout`, with time left for the call."""
+    pushback: float | None = None
+    """Seconds the server asked to wait; negative: it asked not to come back."""
+
+
+def read_failure(
+    code: grpc.StatusCode, details: str, trailers: wire.Metadata, *, timed_out: bool = False
+) -> Failure:
+    """Read a failed attempt's status."""
+    pushback = None
+    not_executed = code is grpc.StatusCode.UNAVAILABLE and (
+        details.startswith(_CONNECT_FAILED) or _STREAM_REFUSED in details
+    )
+    for key, value in trailers:
+        if key == wire.NOT_EXECUTED:
+            not_executed = True
+        elif key == wire.RETRY_PUSHBACK:
+            pushback = _read_pushback(value)
+    return Failure(code, not_executed=not_executed, timed_out=timed_out, pushback=pushback)
+
+
+def _read_pushback(value: str | bytes) -> float:
+    # gRFC A6: "If the value for pushback is negative or unparseable, then it will be seen as
+    # the server asking the client not to retry at all."
+    text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
+    return int(text) / 1000 if text.isascii() and text.isdecimal() else -1.0
+
+
+def may_retry(policy: Retry, failure: Failure, *, attempts: int, idempotent: bool) -> bool:
+    """Return whether attempt `attempts` (counted from 1) may be followed by another."""
+    if attempts >= policy.attempts:
+        return False
+    if failure.pushback is not None and failure.pushback < 0:
+        return False
+    if not (idempotent or failure.not_executed):
+        return False
+    return failure.timed_out or failure.code in policy.codes
+
+
+def backoff(policy: Backoff, failure: Failure, *, retry: int, rng: random.Random) -> float:
+    """Return the seconds to wait before retry number `retry` (counted from 1).
+
+    What provably was not executed goes elsewhere at once the first time: nothing is overloaded
+    by a connection that was refused.
+    """
+    if failure.pushback is not None:
+        return failure.pushback
+    if failure.not_executed and retry == 1:
+        return 0.0
+    wait = min(policy.base * 2.0 ** (retry - 1), policy.max)
+    return wait * rng.uniform(1 - JITTER, 1 + JITTER)

@@ -1,0 +1,132 @@
+"""Balancers choose as their documentation says, by exact counts and derived bounds."""
+
+import random
+
+import pytest
+
+from meshrpc.balancer import create_balancer
+from meshrpc.balancer.peak_ewma import PeakEwma, PeakEwmaBalancer
+from meshrpc.balancer.round_robin import RoundRobinBalancer
+from meshrpc.policy.model import Balancer, BalancerKind
+
+CARRIED_OUT = (BalancerKind.ROUND_ROBIN, BalancerKind.RANDOM, BalancerKind.PEAK_EWMA)
+
+
+class Endpoint:
+    """An endpoint whose latency the test sets."""
+
+    def __init__(self, name: str, latency: float = 0.001) -> None:
+        self.name = name
+        self.ewma = PeakEwma(decay=10.0)
+        if latency:
+            self.ewma.observe(latency, 0.0)
+
+    def load(self, now: float) -> float:
+        return self.ewma.load(now)
+
+
+def counts(picker, picks, now=0.0):
+    seen: dict[str, int] = {}
+    for _ in range(picks):
+        name = picker.pick(now).name
+        seen[name] = seen.get(name, 0) + 1
+    return seen
+
+
+@pytest.mark.parametrize("kind", CARRIED_OUT)
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_every_pick_is_a_member_and_every_member_is_picked(kind, size):
+    """A picker returns only endpoints it was made with, and in time each of them."""
+    balancer = create_balancer(Balancer(kind), random.Random(1))
+    names = {f"e{i}" for i in range(size)}
+    assert set(counts(balancer.picker([Endpoint(n) for n in names]), 200)) == names
+
+
+def test_round_robin_counts_differ_by_one_at_most():
+    """Over any window of picks without a change two endpoints differ by one pick at most."""
+    picker = RoundRobinBalancer(random.Random(1)).picker([Endpoint(f"e{i}") for i in range(5)])
+    for window in (1, 4, 5, 13, 501):
+        seen = counts(picker, window)
+        assert max(seen.values()) - min([*seen.values(), *[0] * (5 - len(seen))]) <= 1
+
+
+def test_round_robin_goes_on_where_it_was_when_endpoints_change():
+    """A new picker does not start over at the first endpoint: that one would get all the calls
+    of a registry that changes often."""
+    balancer = RoundRobinBalancer(random.Random(1))
+    endpoints = [Endpoint(f"e{i}") for i in range(3)]
+    firsts = [balancer.picker(endpoints).pick(0.0).name for _ in range(6)]
+    assert sorted(firsts) == ["e0", "e0", "e1", "e1", "e2", "e2"]
+
+
+def test_callers_that_start_together_begin_with_different_endpoints():
+    """Round robin starts at an endpoint of chance."""
+    endpoints = [Endpoint(f"e{i}") for i in range(4)]
+    starts = {
+        RoundRobinBalancer(random.Random(seed)).picker(endpoints).pick(0.0).name
+        for seed in range(40)
+    }
+    assert len(starts) == 4
+
+
+def test_two_choices_never_take_the_most_loaded_of_several():
+    """The endpoint with the highest load loses against whichever is drawn beside it."""
+    endpoints = [Endpoint("slow", 1.0), Endpoint("a", 0.001), Endpoint("b", 0.002)]
+    seen = counts(PeakEwmaBalancer(random.Random(1)).picker(endpoints), 1000)
+    assert "slow" not in seen
+    # "b" wins only when drawn with "slow": one pair in three.
+    assert 250 < seen["b"] < 420
+
+
+def test_equal_endpoints_share_evenly_when_calls_are_pending():
+    """With every call held open, two choices keep the fullest within 1.15 of the mean."""
+    endpoints = [Endpoint(f"e{i}") for i in range(10)]
+    picker = PeakEwmaBalancer(random.Random(7)).picker(endpoints)
+    for _ in range(10_000):
+        picker.pick(0.0).ewma.pending += 1
+    assert max(e.ewma.pending for e in endpoints) <= 1.15 * 1000
+
+
+def test_a_peak_counts_at_once_and_fades_with_the_decay():
+    """Latency jumps to a peak and has sunk to 1/e of it one decay later."""
+    ewma = PeakEwma(decay=10.0)
+    ewma.observe(0.010, 0.0)
+    ewma.observe(0.500, 1.0)
+    assert ewma.latency(1.0) == 0.5
+    assert ewma.latency(11.0) == pytest.approx(0.5 / 2.718281828, rel=1e-6)
+
+
+def test_a_lower_sample_moves_the_average_by_its_weight_in_time():
+    """A sample one decay after the last keeps 1/e of the old value."""
+    ewma = PeakEwma(decay=10.0)
+    ewma.observe(1.0, 0.0)
+    ewma.observe(0.1, 10.0)
+    kept = 1 / 2.718281828
+    assert ewma.latency(10.0) == pytest.approx(kept + 0.1 * (1 - kept), rel=1e-6)
+
+
+def test_an_endpoint_without_history_is_tried_once_then_waited_for():
+    """The first call to a new endpoint is free; while it is pending others are preferred."""
+    new, old = Endpoint("new", latency=0), Endpoint("old", 0.001)
+    picker = PeakEwmaBalancer(random.Random(1)).picker([new, old])
+    assert picker.pick(0.0) is new
+    new.ewma.pending += 1
+    assert {picker.pick(0.0).name for _ in range(20)} == {"old"}
+
+
+def test_quick_refusals_do_not_make_an_endpoint_look_quick():
+    """Answers whose speed means nothing keep the remembered latency from fading."""
+    ewma = PeakEwma(decay=1.0)
+    ewma.observe(0.2, 0.0)
+    for second in range(1, 60):
+        ewma.hold(0.0001, float(second))
+    assert ewma.latency(59.0) == 0.2
+    fresh = PeakEwma(decay=1.0)
+    fresh.hold(0.0001, 0.0)
+    assert fresh.latency(0.0) == 0.0001
+
+
+def test_a_balancer_this_release_lacks_is_an_error():
+    """No other balancer is silently used in its place."""
+    with pytest.raises(ValueError, match="maglev"):
+        create_balancer(Balancer(BalancerKind.MAGLEV), random.Random(1))

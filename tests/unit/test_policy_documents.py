@@ -1,0 +1,753 @@
+"""What policy documents mean, and which are refused."""
+
+import copy
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+from textwrap import dedent
+
+import grpc
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meshrpc.errors import PolicyError
+from meshrpc.policy import load_document, load_documents
+from meshrpc.policy.model import (
+    Backoff,
+    Balancer,
+    BalancerKind,
+    LimitMode,
+    Policy,
+    RateLimit,
+    Retry,
+    RetryBudget,
+    effective,
+)
+
+REPOSITORY = Path(__file__).parents[2]
+
+WHOLE_LANGUAGE = """\
+schema: meshrpc.policy/v1
+service: payment
+timeout: 2s
+balancer: {peak_ewma: {decay: 10s}}          # round_robin random weighted_round_robin least_request peak_ewma ring_hash maglev
+retry: {attempts: 3, codes: [UNAVAILABLE], per_attempt_timeout: 600ms, backoff: {base: 25ms, max: 250ms}}
+retry_budget: {ratio: 10%, min_per_second: 1}
+outlier: {consecutive_failures: 5, success_rate_below: 80%, base_ejection: 5s, max_ejection: 300s, max_ejected: 10%}
+subsets:
+  v1: {version: v1}                          # labels an instance must have
+  v2: {version: v2}
+routes:                                      # first match wins
+  - name: beta
+    match: {method: payment.v1.PaymentService/*, caller: order, metadata: {x-group: {exact: beta}}}
+    split: [{subset: v2, weight: 1}]
+    fallback: none
+    timeout: 500ms
+    retry: {attempts: 2, codes: [UNAVAILABLE], per_attempt_timeout: 200ms, backoff: {base: 25ms, max: 50ms}}
+    fault: {delay: {percent: 10%, duration: 50ms}, abort: {percent: 1%, code: UNAVAILABLE}}
+  - name: rest
+    split: [{subset: v1, weight: 90}, {subset: v2, weight: 10}]
+    mirror: {subset: v2, percent: 5%}
+rate_limits:
+  - {name: per-caller, key: [caller], rate: 100/s, burst: 50, share: instance, mode: enforce}
+concurrency: adaptive
+telemetry: {tracing: {sample: 1%}, access_log: {sample: 100%}}
+"""
+
+HEAD = "schema: meshrpc.policy/v1\nservice: payment\n"
+
+
+def problems_of(text, **options):
+    with pytest.raises(PolicyError) as caught:
+        load_document(text, **options)
+    return caught.value.problems
+
+
+def test_the_whole_language_loads():
+    """The document with every part of the language loads as it stands."""
+    document = load_document(WHOLE_LANGUAGE)
+    assert document.policy == Policy(
+        service="payment",
+        timeout=2.0,
+        balancer=Balancer(BalancerKind.PEAK_EWMA, decay=10.0),
+        retry=Retry(
+            attempts=3,
+            codes=frozenset({grpc.StatusCode.UNAVAILABLE}),
+            per_attempt_timeout=0.6,
+            backoff=Backoff(base=0.025, max=0.25),
+        ),
+        retry_budget=RetryBudget(ratio=0.1, min_per_second=1.0),
+        rate_limits=(RateLimit(name="per-caller", key=("caller",), rate=100.0, burst=50),),
+    )
+    assert document.warnings == tuple(
+        f"payment: {block}: accepted, not carried out by this release"
+        for block in ("outlier", "subsets", "routes", "concurrency", "telemetry")
+    )
+    assert document.ignored == ()
+
+
+def leaves(tree, path=()):
+    """Yield the path of every scalar of a tree."""
+    children = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, child in children:
+        if isinstance(child, str):
+            yield (*path, key)
+        else:
+            yield from leaves(child, (*path, key))
+
+
+TREE = json.loads(load_document(WHOLE_LANGUAGE).canonical)
+FREE_TEXT = {("subsets", "v1", "version"), ("subsets", "v2", "version")}
+
+
+@pytest.mark.parametrize("leaf", sorted(set(leaves(TREE)) - FREE_TEXT, key=str), ids=str)
+def test_every_field_of_the_language_is_typed(leaf):
+    """No field anywhere takes a list or a text of the wrong kind, and the error is at the field."""
+    for wrong in (["x"], "é !"):
+        tree = copy.deepcopy(TREE)
+        at = tree
+        for key in leaf[:-1]:
+            at = at[key]
+        at[leaf[-1]] = wrong
+        path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in leaf)
+        assert path[1:] in [problem.path for problem in problems_of(json.dumps(tree))]
+
+
+@pytest.mark.parametrize(
+    ("body", "policy"),
+    [
+        ("", Policy("payment")),
+        ("timeout: 1.5m", Policy("payment", timeout=90.0)),
+        ("timeout: 1h", Policy("payment", timeout=3600.0)),
+        ("balancer: random", Policy("payment", balancer=Balancer(BalancerKind.RANDOM))),
+        ("balancer: peak_ewma", Policy("payment", balancer=Balancer())),
+        (
+            "balancer: {peak_ewma: {decay: 2s}}",
+            Policy("payment", balancer=Balancer(BalancerKind.PEAK_EWMA, decay=2.0)),
+        ),
+        (
+            "balancer: {round_robin: {}}",
+            Policy("payment", balancer=Balancer(BalancerKind.ROUND_ROBIN)),
+        ),
+        ("retry: {}", Policy("payment", retry=Retry())),
+        ("retry: {attempts: 1, codes: []}", Policy("payment", retry=Retry(1, frozenset()))),
+        (
+            "retry: {non_idempotent: [a.B/C, D/E]}",
+            Policy("payment", retry=Retry(non_idempotent=frozenset({"a.B/C", "D/E"}))),
+        ),
+        ("retry: {backoff: {max: 1s}}", Policy("payment", retry=Retry(backoff=Backoff(max=1.0)))),
+        (
+            "retry_budget: {ratio: 0%, min_per_second: 0.5}",
+            Policy("payment", retry_budget=RetryBudget(0.0, 0.5)),
+        ),
+        ("rate_limits: []", Policy("payment", rate_limits=())),
+        (
+            """
+            rate_limits:
+              - {name: a, rate: 30/m, burst: 1, key: [caller, method, metadata.x-y], mode: shadow,
+                 max_keys: 7}
+            """,
+            Policy(
+                "payment",
+                rate_limits=(
+                    RateLimit(
+                        "a",
+                        0.5,
+                        1,
+                        ("caller", "method", "metadata.x-y"),
+                        mode=LimitMode.SHADOW,
+                        max_keys=7,
+                    ),
+                ),
+            ),
+        ),
+    ],
+)
+def test_fields_carried_out_reach_the_policy(body, policy):
+    """Each field arrives with its type and unit; what is not said stays None or the default."""
+    document = load_document(HEAD + dedent(body))
+    assert document.policy == policy
+    assert document.warnings == ()
+
+
+def test_a_fleet_limit_is_warned_of_and_limits_nothing():
+    """A fleet's limit counted per process would admit a multiple: it is left out, and told."""
+    document = load_document(
+        HEAD + "rate_limits: [{name: a, rate: 1/s, burst: 1},"
+        " {name: b, rate: 1/s, burst: 1, share: fleet}]"
+    )
+    assert [limit.name for limit in document.policy.rate_limits] == ["a"]
+    assert document.warnings == (
+        "payment: rate_limits[1].share: fleet: accepted, not carried out by this release",
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "block"),
+    [
+        ("outlier: {}", "outlier"),
+        ("subsets: {v1: {version: v1, zone: a}}", "subsets"),
+        ("routes: []", "routes"),
+        ("stream: {idle: 1m, max: 24h}", "stream"),
+        ("concurrency: {adaptive: {}}", "concurrency"),
+        ("telemetry: {}", "telemetry"),
+        (
+            """
+            routes:
+              - name: a
+                match: {metadata: {k: {present: true}, l: {prefix: x}}}
+                fallback: any
+                stream: {idle: 5s}
+                fault: {delay: {percent: 1%, duration: 1s}, max_active: 3}
+            """,
+            "routes",
+        ),
+    ],
+)
+def test_blocks_not_carried_out_are_warned_of(body, block):
+    """A valid block that changes nothing in this release says so, and changes nothing."""
+    document = load_document(HEAD + dedent(body))
+    assert document.warnings == (f"payment: {block}: accepted, not carried out by this release",)
+    assert document.policy == Policy("payment")
+
+
+BAD = [
+    # the document itself
+    ("service: payment", "schema", "", "this field is required"),
+    ("schema: meshrpc.policy/v1", "service", "", "this field is required"),
+    ("schema: meshrpc.policy/v2\nservice: a", "schema", "meshrpc.policy/v2", "expected meshrpc"),
+    ("schema: meshrpcXpolicy/v1\nservice: a", "schema", "meshrpcXpolicy/v1", "expected meshrpc"),
+    ("schema: meshrpc.policy/v1\nservice: a b", "service", "a b", "expected a service name"),
+    ("schema: meshrpc.policy/v1\nservice: [a]", "service", "[a]", "expected a service name"),
+    ("- a", "document", "[a]", "expected a mapping with schema"),
+    ("hello", "document", "hello", "expected a mapping with schema"),
+    ("+timout: 2s", "timout", "2s", "unknown field; did you mean timeout?"),
+    ("+Timeout: 2s", "Timeout", "2s", "unknown field; did you mean timeout?"),
+    ("+zzz: {a: b}", "zzz", "{a: b}", "unknown field; known here: schema, service, timeout"),
+    ("+timeout: ~", "timeout", "~", "a null"),
+    ("+timeout: 1s\ntimeout: 2s", "timeout", "2s", "a duplicate key"),
+    # units
+    ("+timeout: 2", "timeout", "2", "expected a duration"),
+    ("+timeout: 2 s", "timeout", "2 s", "expected a duration"),
+    ("+timeout: -2s", "timeout", "-2s", "expected a duration"),
+    ("+timeout: 2d", "timeout", "2d", "expected a duration"),
+    ("+timeout: 1e3s", "timeout", "1e3s", "expected a duration"),
+    ("+timeout: infs", "timeout", "infs", "expected a duration"),
+    ("+timeout: ٢s", "timeout", "٢s", "expected a duration"),
+    ("+timeout: 0ms", "timeout", "0ms", "a duration is more than 0"),
+    ("+timeout: 8761h", "timeout", "8761h", "a duration is more than 0"),
+    ("+timeout: {s: 2}", "timeout", "{s: 2}", "expected a duration"),
+    ("+retry_budget: {ratio: 0.1}", "retry_budget.ratio", "0.1", "expected a percentage"),
+    ("+retry_budget: {ratio: 101%}", "retry_budget.ratio", "101%", "a percentage is from 0%"),
+    (
+        "+retry_budget: {min_per_second: 1/s}",
+        "retry_budget.min_per_second",
+        "1/s",
+        "expected a number from 0",
+    ),
+    # balancer
+    (
+        "+balancer: maglev",
+        "balancer",
+        "maglev",
+        "this release has random, round_robin, peak_ewma",
+    ),
+    (
+        "+balancer: {least_request: {choices: 2}}",
+        "balancer",
+        "least_request",
+        "this release has random, round_robin, peak_ewma",
+    ),
+    (
+        "+balancer: roundrobin",
+        "balancer",
+        "roundrobin",
+        "expected one of random, round_robin, peak_ewma; did you mean round_robin?",
+    ),
+    ("+balancer: [random]", "balancer", "[random]", "expected one of random"),
+    (
+        "+balancer: {random: {}, peak_ewma: {}}",
+        "balancer",
+        "{random: {}, peak_ewma: {}}",
+        "expected one of random",
+    ),
+    ("+balancer: {random: {decay: 1s}}", "balancer.random.decay", "1s", "unknown field"),
+    ("+balancer: {peak_ewma: {decay: 10}}", "balancer.peak_ewma.decay", "10", "expected a dur"),
+    # retry
+    ("+retry: 3", "retry", "3", "expected a mapping with attempts"),
+    ("+retry: {attempts: 0}", "retry.attempts", "0", "expected a whole number from 1 to 5"),
+    ("+retry: {attempts: 6}", "retry.attempts", "6", "expected a whole number from 1 to 5"),
+    ("+retry: {attempts: 2.0}", "retry.attempts", "2.0", "expected a whole number from 1 to 5"),
+    ("+retry: {atempts: 2}", "retry.atempts", "2", "unknown field; did you mean attempts?"),
+    ("+retry: {codes: UNAVAILABLE}", "retry.codes", "UNAVAILABLE", "expected a list"),
+    ("+retry: {codes: [OK]}", "retry.codes[0]", "OK", "expected one of"),
+    (
+        "+retry: {codes: [ABORTED, unavailable]}",
+        "retry.codes[1]",
+        "unavailable",
+        "expected one of",
+    ),
+    ("+retry: {codes: [ABORTED, ABORTED]}", "retry.codes[1]", "ABORTED", "this is listed twice"),
+    (
+        "+retry: {non_idempotent: [a.B/*]}",
+        "retry.non_idempotent[0]",
+        "a.B/*",
+        "expected an exact method, pkg.Service/Method, without wildcards",
+    ),
+    (
+        "+retry: {non_idempotent: [/a.B/C]}",
+        "retry.non_idempotent[0]",
+        "/a.B/C",
+        "expected an exact method",
+    ),
+    (
+        "+retry: {backoff: {base: 2s, max: 1s}}",
+        "retry.backoff.base",
+        "2s",
+        "base (2s) is at most max (1s)",
+    ),
+    (
+        "+retry: {backoff: {max: 1ms}}",
+        "retry.backoff.max",
+        "1ms",
+        "base (0.025s) is at most max (0.001s)",
+    ),
+    # rate limits
+    ("+rate_limits: {name: a}", "rate_limits", "{name: a}", "expected a list"),
+    ("+rate_limits: [{rate: 1/s, burst: 1}]", "rate_limits[0].name", "", "this field is req"),
+    ("+rate_limits: [{name: a, rate: 1/s}]", "rate_limits[0].burst", "", "this field is req"),
+    (
+        "+rate_limits: [{name: a, rate: 0/s, burst: 1}]",
+        "rate_limits[0].rate",
+        "0/s",
+        "a rate is more than 0",
+    ),
+    (
+        "+rate_limits: [{name: a, rate: 10, burst: 1}]",
+        "rate_limits[0].rate",
+        "10",
+        "expected a rate",
+    ),
+    (
+        "+rate_limits: [{name: a, rate: 1/s, burst: 0}]",
+        "rate_limits[0].burst",
+        "0",
+        "expected a whole number from 1",
+    ),
+    (
+        "+rate_limits: [{name: a, rate: 1/s, burst: 1}, {name: a, rate: 2/s, burst: 1}]",
+        "rate_limits[1].name",
+        "a",
+        "this is listed twice",
+    ),
+    (
+        "+rate_limits: [{name: a, rate: 1/s, burst: 1, key: [user]}]",
+        "rate_limits[0].key[0]",
+        "user",
+        "expected caller, method or metadata.<key in lower case>",
+    ),
+    (
+        "+rate_limits: [{name: a, rate: 1/s, burst: 1, key: [metadata.X]}]",
+        "rate_limits[0].key[0]",
+        "metadata.X",
+        "expected caller, method or metadata.<key in lower case>",
+    ),
+    (
+        "+rate_limits: [{name: a, rate: 1/s, burst: 1, key: [caller, caller]}]",
+        "rate_limits[0].key[1]",
+        "caller",
+        "this is listed twice",
+    ),
+    (
+        "+rate_limits: [{name: a, rate: 1/s, burst: 1, share: all}]",
+        "rate_limits[0].share",
+        "all",
+        "expected one of instance, fleet",
+    ),
+    (
+        "+rate_limits: [{name: a, rate: 1/s, burst: 1, mode: shadw}]",
+        "rate_limits[0].mode",
+        "shadw",
+        "expected one of enforce, shadow; did you mean shadow?",
+    ),
+    # what is accepted is checked no less
+    (
+        "+outlier: {base_ejection: 10s, max_ejection: 5s}",
+        "outlier.base_ejection",
+        "10s",
+        "base_ejection (10s) is at most max_ejection (5s)",
+    ),
+    ("+outlier: {max_ejected: 10}", "outlier.max_ejected", "10", "expected a percentage"),
+    ("+subsets: {v1: {}}", "subsets.v1", "{}", "expected a mapping with at least one"),
+    ("+subsets: {v1: version}", "subsets.v1", "version", "expected a mapping with at least one"),
+    ("+subsets: {a b: {version: v1}}", 'subsets["a b"]', "a b", "a name has letters"),
+    ("+concurrency: 10", "concurrency", "10", "expected one of adaptive"),
+    ("+telemetry: {tracing: {}}", "telemetry.tracing.sample", "", "this field is required"),
+    ("+stream: {idle: 0s}", "stream.idle", "0s", "a duration is more than 0"),
+    ("+routes: [{match: {caller: a}}]", "routes[0].name", "", "this field is required"),
+    (
+        "+routes: [{name: a}, {name: b, match: {caller: x}}]",
+        "routes[0]",
+        "{name: a}",
+        "a route without match takes every call, so it must be the last",
+    ),
+    (
+        "+routes: [{name: a, match: {caller: x}}, {name: a}]",
+        "routes[1].name",
+        "a",
+        "this is listed twice",
+    ),
+    ("+routes: [{name: a, match: {}}]", "routes[0].match", "{}", "say method, caller or"),
+    (
+        "+routes: [{name: a, match: {method: '*'}}]",
+        "routes[0].match.method",
+        "*",
+        "expected pkg.Service/Method or pkg.Service/*",
+    ),
+    (
+        "+routes: [{name: a, match: {metadata: {k: {regex: a.*}}}}]",
+        "routes[0].match.metadata.k",
+        "regex",
+        "expected one of exact, prefix, present",
+    ),
+    (
+        "+routes: [{name: a, match: {metadata: {X-Group: {exact: a}}}}]",
+        "routes[0].match.metadata.X-Group",
+        "X-Group",
+        "a metadata key is lower case",
+    ),
+    (
+        "+routes: [{name: a, retry: {attempts: 9}}]",
+        "routes[0].retry.attempts",
+        "9",
+        "expected a whole number from 1 to 5",
+    ),
+    (
+        "+routes: [{name: a, split: [{subset: v3, weight: 1}]}]",
+        "routes[0].split[0].subset",
+        "v3",
+        "no such subset; here are []",
+    ),
+    (
+        "+subsets: {v1: {version: v1}}\nroutes: [{name: a, mirror: {subset: v2, percent: 1%}}]",
+        "routes[0].mirror.subset",
+        "v2",
+        "no such subset; here are [v1]",
+    ),
+    (
+        "+subsets: {v1: {version: v1}}\nroutes: [{name: a, split: [{subset: v1, weight: 0}]}]",
+        "routes[0].split",
+        "[{subset: v1, weight: 0}]",
+        "at least one weight is more than 0",
+    ),
+    ("+routes: [{name: a, split: []}]", "routes[0].split", "[]", "at least one weight"),
+    (
+        "+routes: [{name: a, fault: {max_active: 1}}]",
+        "routes[0].fault",
+        "{max_active: 1}",
+        "a fault has a delay, an abort or both",
+    ),
+    (
+        "+routes: [{name: a, fault: {abort: {percent: 1%, code: OK}}}]",
+        "routes[0].fault.abort.code",
+        "OK",
+        "expected one of",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "path", "value", "rule"), BAD, ids=[case[0] for case in BAD])
+def test_a_bad_document_is_refused_with_path_value_and_rule(text, path, value, rule):
+    """Exactly the one problem is reported, where it is, as it was written (+: below a head)."""
+    text = HEAD + text[1:] if text.startswith("+") else text
+    (problem,) = problems_of(text)
+    assert (problem.path, problem.value) == (path, value)
+    assert problem.rule.startswith(rule)
+
+
+def test_every_problem_of_every_document_is_reported():
+    """One loading tells all that is wrong, in the order of the text, with its source."""
+    with pytest.raises(PolicyError) as caught:
+        load_documents(
+            "schema: meshrpc.policy/v1\nservice: a\ntimeout: 2\nretry: {attempts: 9, codes: [OK]}\n"
+            "---\nschema: meshrpc.policy/v1\nservice: b\nrate_limits: [{name: x, rate: 1/s}]\n",
+            source="two.yaml",
+        )
+    assert [problem.path for problem in caught.value.problems] == [
+        "documents[0].timeout",
+        "documents[0].retry.attempts",
+        "documents[0].retry.codes[0]",
+        "documents[1].rate_limits[0].burst",
+    ]
+    assert str(caught.value).splitlines()[0] == (
+        "two.yaml: documents[0].timeout: 2: expected a duration, such as 250ms, 2s, 5m or 1h"
+    )
+
+
+def test_a_stream_holds_several_services():
+    """Documents of one text come in its order."""
+    text = f"{HEAD}timeout: 1s\n---\nschema: meshrpc.policy/v1\nservice: '*'\ntimeout: 2s\n"
+    assert [(d.policy.service, d.policy.timeout) for d in load_documents(text)] == [
+        ("payment", 1.0),
+        ("*", 2.0),
+    ]
+
+
+def test_two_documents_for_one_service_are_refused():
+    """Which of them would hold is nobody's guess."""
+    with pytest.raises(PolicyError) as caught:
+        load_documents(f"{HEAD}---\n{HEAD}")
+    (problem,) = caught.value.problems
+    assert str(problem) == "documents[1].service: payment: documents[0] is for this service already"
+
+
+def test_one_document_is_one_document():
+    """`load_document` refuses a text with several."""
+    text = f"{HEAD}---\nschema: meshrpc.policy/v1\nservice: order\n"
+    (problem,) = problems_of(text)
+    assert str(problem) == "document: expected one document, here are 2"
+
+
+def test_lenient_loading_skips_and_lists_fields_of_a_newer_release():
+    """An older release takes what it knows of a newer one's document, and says what it left."""
+    text = HEAD + (
+        "timeout: 2s\nhedge: {delay: 10ms}\nretry: {attempts: 2, jitter: full}\n"
+        "routes: [{name: a, fault: {corrupt: 1%}}]\n"
+    )
+    document = load_document(text, lenient=True)
+    assert document.ignored == ("hedge", "retry.jitter", "routes[0].fault.corrupt")
+    assert document.policy == Policy("payment", timeout=2.0, retry=Retry(attempts=2))
+    assert [problem.path for problem in problems_of(text)] == list(document.ignored)
+
+
+@pytest.mark.parametrize("body", ["timeout: 2", "balancer: maglev", "retry: ~", "zzz: 1\nzzz: 2"])
+def test_lenient_loading_is_strict_about_all_else(body):
+    """Only unknown fields are skipped; a value that cannot be used still refuses the document."""
+    problems_of(HEAD + body, lenient=True)
+
+
+def test_the_shipped_policies_load_without_warnings():
+    """The demo's policies are all carried out."""
+    documents = [
+        load_document(file.read_text(), source=file.name)
+        for file in sorted((REPOSITORY / "policies").glob("*.yaml"))
+    ]
+    assert [document.policy.service for document in documents] == ["*", "order", "payment"]
+    assert all(document.warnings == () for document in documents)
+
+
+# docs/policy.md
+
+GUIDE = (REPOSITORY / "docs" / "policy.md").read_text()
+ROWS = re.findall(r"^\| `([a-z_\[\].]+)` \| [^|]+ \| ([^|]+?) \|", GUIDE, re.MULTILINE)
+
+
+def test_the_guide_has_every_field_carried_out():
+    """Every field of the model is in the table, and nothing else."""
+    blocks = {"retry": Retry, "retry_budget": RetryBudget, "rate_limits[]": RateLimit}
+    expected = {"timeout", "balancer", "balancer.peak_ewma.decay"}
+    for block, model in blocks.items():
+        expected |= {f"{block}.{field.name}" for field in fields(model)}
+    expected -= {"retry.backoff"}
+    expected |= {f"retry.backoff.{field.name}" for field in fields(Backoff)}
+    assert {path for path, _ in ROWS} == expected
+
+
+PLAIN = {
+    "schema": "meshrpc.policy/v1",
+    "service": "payment",
+    "balancer": {"peak_ewma": {}},
+    "retry": {},
+    "retry_budget": {},
+    "rate_limits": [{"name": "all", "rate": "10/s", "burst": "5"}],
+}
+
+
+def test_an_empty_block_is_the_default_block():
+    """A block without fields says what holds where no document says anything."""
+    policy, default = load_document(json.dumps(PLAIN)).policy, effective("payment", {})
+    assert (policy.balancer, policy.retry, policy.retry_budget, policy.timeout) == (
+        default.balancer,
+        default.retry,
+        default.retry_budget,
+        default.timeout,
+    )
+
+
+@pytest.mark.parametrize(("path", "default"), ROWS)
+def test_the_defaults_in_the_guide_are_those_of_the_code(path, default):
+    """Writing a default out changes nothing, a field without one is None, a required one is."""
+    *blocks, field = path.replace("[]", "").split(".")
+    tree = copy.deepcopy(PLAIN)
+    at = tree
+    for block in blocks:
+        at = at.setdefault(block, {})
+        at = at[0] if isinstance(at, list) else at
+    if default == "required":
+        del at[field]
+        (problem,) = problems_of(json.dumps(tree))
+        assert (problem.path, problem.rule) == (
+            path.replace("[]", "[0]"),
+            "this field is required",
+        )
+    elif default == "none":
+        value = load_document(json.dumps(PLAIN)).policy
+        for name in (*blocks, field):
+            value = getattr(value, name)
+        assert value is None
+    else:
+        written = default.strip("`")
+        at[field] = written[1:-1].split() if written.startswith("[") else written
+        assert load_document(json.dumps(tree)).policy == load_document(json.dumps(PLAIN)).policy
+
+
+@pytest.mark.parametrize("example", re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL))
+def test_the_examples_in_the_guide_load(example):
+    """Each example is a whole document that is carried out in full."""
+    assert load_document(example).warnings == ()
+
+
+@pytest.mark.parametrize("line", re.findall(r"^payment\.yaml: (.*)$", GUIDE, re.MULTILINE))
+def test_the_errors_in_the_guide_are_those_of_the_loader(line):
+    """What the guide shows as refused is refused with these words."""
+    path, value, _ = line.split(": ", 2)
+    tree = value
+    for key in reversed(path.split(".")):
+        tree = {key: tree}
+    (problem,) = problems_of(json.dumps(PLAIN | tree))
+    assert str(problem) == line
+
+
+# Properties
+
+
+def _amount(units):
+    return st.builds("{}{}".format, st.integers(1, 999), st.sampled_from(units))
+
+
+DURATION = _amount(["ms", "s", "m", "h"])
+RATE = _amount(["/s", "/m", "/h"])
+PERCENTAGE = st.builds("{}%".format, st.integers(0, 100))
+NAME = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
+METHOD = st.from_regex(r"[a-z]{1,3}\.[A-Z][a-z]{0,3}/[A-Z][a-z]{0,3}", fullmatch=True)
+CODE = st.sampled_from([code.name for code in grpc.StatusCode if code.name != "OK"])
+RETRY = st.fixed_dictionaries(
+    {},
+    optional={
+        "attempts": st.integers(1, 5).map(str),
+        "codes": st.lists(CODE, unique=True, max_size=3),
+        "per_attempt_timeout": DURATION,
+        "backoff": st.sampled_from([{}, {"base": "1ms"}, {"base": "1s", "max": "2s"}]),
+        "non_idempotent": st.lists(METHOD, unique=True, max_size=2),
+    },
+)
+KEY = st.one_of(st.sampled_from(["caller", "method"]), NAME.map("metadata.{}".format))
+RATE_LIMIT = st.fixed_dictionaries(
+    {"name": NAME, "rate": RATE, "burst": st.integers(1, 10_000).map(str)},
+    optional={
+        "key": st.lists(KEY, unique=True, max_size=3),
+        "share": st.sampled_from(["instance", "fleet"]),
+        "mode": st.sampled_from(["enforce", "shadow"]),
+        "max_keys": st.integers(1, 10_000).map(str),
+    },
+)
+ROUTE = st.fixed_dictionaries(
+    {"name": NAME, "match": st.fixed_dictionaries({"caller": NAME, "method": METHOD})},
+    optional={
+        "split": st.just([{"subset": "v1", "weight": "1"}, {"subset": "v2", "weight": "0"}]),
+        "timeout": DURATION,
+        "retry": RETRY,
+        "fallback": st.sampled_from(["none", "any"]),
+    },
+)
+
+
+def _named(items):
+    return st.lists(items, max_size=3, unique_by=lambda item: item["name"])
+
+
+DOCUMENT = st.fixed_dictionaries(
+    {
+        "schema": st.just("meshrpc.policy/v1"),
+        "service": NAME | st.just("*"),
+        "subsets": st.just({"v1": {"version": "v1"}, "v2": {"version": "v2"}}),
+    },
+    optional={
+        "timeout": DURATION,
+        "balancer": st.sampled_from(["random", "round_robin", "peak_ewma"])
+        | st.fixed_dictionaries(
+            {"peak_ewma": st.fixed_dictionaries({}, optional={"decay": DURATION})}
+        ),
+        "retry": RETRY,
+        "retry_budget": st.fixed_dictionaries({}, optional={"ratio": PERCENTAGE}),
+        "rate_limits": _named(RATE_LIMIT),
+        "routes": _named(ROUTE),
+        "outlier": st.fixed_dictionaries({}, optional={"success_rate_below": PERCENTAGE}),
+    },
+)
+
+
+@settings(deadline=None)
+@given(DOCUMENT)
+def test_a_document_survives_its_canonical_text(tree):
+    """Loading what was loaded gives the same, and YAML and JSON say the same."""
+    document = load_document(json.dumps(tree))
+    assert load_document(document.canonical) == document
+    unshared = json.loads(json.dumps(tree))  # or YAML's writer makes anchors
+    assert load_document(yaml.safe_dump(unshared)) == document
+    assert json.loads(document.canonical) == tree
+
+
+def never_anything_but_a_policy_error(text):
+    """Load the text; where it is refused, hold the problems to their form."""
+    try:
+        load_documents(text)
+    except PolicyError as error:
+        refused = error
+    else:
+        return
+    assert refused.problems
+    assert all(problem.path and problem.rule for problem in refused.problems)
+    assert len(str(refused).splitlines()) == len(refused.problems)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(alphabet=st.characters()) | st.text(alphabet="{}[]:,-?&*!|>'\"%@`#~ \n\tab0\\u"))
+def test_garbage_text_is_a_policy_error(text):
+    """No text at all raises anything else, and every problem is one line with path and rule."""
+    never_anything_but_a_policy_error(text)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_damaged_documents_are_policy_errors(data):
+    """A piece cut out, doubled or replaced gives a document or a PolicyError, nothing else."""
+    start = data.draw(st.integers(0, len(WHOLE_LANGUAGE)))
+    end = data.draw(st.integers(start, min(len(WHOLE_LANGUAGE), start + 40)))
+    piece = WHOLE_LANGUAGE[start:end]
+    new = data.draw(st.sampled_from(["", piece * 2, "~", "[", "{}", ": ", "\x85", "\ud800", "0"]))
+    never_anything_but_a_policy_error(WHOLE_LANGUAGE[:start] + new + WHOLE_LANGUAGE[end:])
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_any_value_anywhere_is_a_document_or_a_policy_error(data):
+    """Every field stands any JSON value: it is used, or refused with a reason."""
+    leaf = data.draw(st.sampled_from(sorted(leaves(TREE), key=str)))
+    depth = data.draw(st.integers(1, len(leaf)))
+    tree = copy.deepcopy(TREE)
+    at = tree
+    for key in leaf[: depth - 1]:
+        at = at[key]
+    at[leaf[depth - 1]] = data.draw(ANYTHING)
+    never_anything_but_a_policy_error(json.dumps(tree))

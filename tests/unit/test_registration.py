@@ -1,0 +1,312 @@
+"""One instance's place in a registry, on a virtual clock and a scripted registry."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import random
+from collections import deque
+
+import pytest
+
+from meshrpc.errors import ReadOnlyRegistry, RegistryError, StaleIncarnation
+from meshrpc.registry import registration as registration_module
+from meshrpc.registry.backoff import FIRST, LONGEST, backoff
+from meshrpc.registry.instance import Instance, State
+from meshrpc.registry.memory import MemoryRegistry
+from meshrpc.registry.registration import Registration
+from meshrpc.registry.registry import LEASE, RENEW_EVERY
+
+INSTANCE = Instance(id="payment-1", service="payment", address="127.0.0.1:5001")
+DOWN = RegistryError("cannot reach the registry: connection refused")
+HANG = asyncio.Event  # an answer that never comes
+
+
+class ScriptedRegistry:
+    """Answers as told, and notes what it was asked; beyond its script, all is well."""
+
+    acknowledges = True
+
+    def __init__(self, clock, **script) -> None:
+        self._clock = clock
+        self._script = {name: deque(answers) for name, answers in script.items()}
+        self.asked: list[tuple[str, Instance]] = []
+        self.times: list[float] = []
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.asked]
+
+    async def _answer(self, name, instance, usual=None):
+        self.asked.append((name, instance))
+        self.times.append(self._clock.now())
+        script = self._script.get(name)
+        answer = script.popleft() if script else usual
+        if answer is HANG:
+            await asyncio.Event().wait()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def register(self, instance):
+        await self._answer("register", instance)
+
+    async def renew(self, instance):
+        return await self._answer("renew", instance, True)
+
+    async def drain(self, instance):
+        await self._answer("drain", instance)
+
+    async def deregister(self, instance):
+        await self._answer("deregister", instance)
+
+
+def keep(registry, clock) -> Registration:
+    return Registration(registry, INSTANCE, clock=clock, rng=random.Random(1))
+
+
+def warnings_in(caplog) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+async def test_start_registers_and_renews_until_stop(virtual_clock):
+    """Renewals come at most `RENEW_EVERY` apart, so that two may be lost before the lease is."""
+    registry = ScriptedRegistry(virtual_clock)
+    registration = keep(registry, virtual_clock)
+    await registration.start()
+    assert registration.registered
+    await virtual_clock.advance(60)
+    await registration.stop()
+    assert not registration.registered
+    assert registry.names() == ["register", *["renew"] * (len(registry.asked) - 2), "deregister"]
+    gaps = [b - a for a, b in zip(registry.times, registry.times[1:], strict=False)]
+    assert max(gaps) <= RENEW_EVERY
+    assert len(registry.asked) >= 60 / RENEW_EVERY
+
+
+async def test_a_registry_that_is_down_delays_nothing_and_is_asked_until_it_is_back(
+    virtual_clock, caplog
+):
+    """Start returns after the first attempt; an outage of an hour is a warning a minute."""
+    caplog.set_level(logging.INFO, "meshrpc")
+    registry = ScriptedRegistry(virtual_clock, register=[DOWN] * 600)
+    registration = keep(registry, virtual_clock)
+    await registration.start()
+    assert not registration.registered
+    assert warnings_in(caplog) == [f"cannot register payment-1: {DOWN}; trying again"]
+    await virtual_clock.advance(3600)
+    assert registration.registered
+    assert len(warnings_in(caplog)) <= 61
+    gaps = [b - a for a, b in zip(registry.times[:600], registry.times[1:600], strict=False)]
+    assert FIRST / 2 <= min(gaps)
+    assert max(gaps) <= LONGEST
+    assert caplog.records[-1].getMessage() == "payment-1 is registered"
+    await registration.stop()
+
+
+async def test_a_registry_that_does_not_answer_holds_nobody_up(virtual_clock, monkeypatch, caplog):
+    """Start and stop are bounded, each attempt too, and the log says what was waited for."""
+    monkeypatch.setattr(registration_module, "ASK_WITHIN", 0.01)
+    monkeypatch.setattr(registration_module, "DEREGISTER_WITHIN", 0.01)
+    registry = ScriptedRegistry(virtual_clock, register=[HANG], drain=[HANG], deregister=[HANG])
+    registration = keep(registry, virtual_clock)
+    async with asyncio.timeout(5):
+        await registration.start()
+        await registration.drain()
+        await registration.stop()
+    assert registry.names() == ["register", "drain", "deregister"]
+    assert warnings_in(caplog) == [
+        f"cannot {what}: the registry did not answer in time{end}"
+        for what, end in [
+            ("register payment-1", "; trying again"),
+            ("drain payment-1", ""),
+            ("deregister payment-1", ""),
+        ]
+    ]
+
+
+async def test_a_lost_lease_is_answered_by_the_next_incarnation(virtual_clock):
+    """The old incarnation is never registered again."""
+    registry = ScriptedRegistry(virtual_clock, renew=[False, True, False])
+    registration = keep(registry, virtual_clock)
+    await registration.start()
+    await virtual_clock.advance(4 * RENEW_EVERY)
+    registered = [each.incarnation for name, each in registry.asked if name == "register"]
+    assert registered == [0, 1, 2]
+    assert registration.instance.incarnation == 2
+    await registration.stop()
+
+
+async def test_a_process_frozen_past_its_lease_comes_back(virtual_clock):
+    """On a real lease table: gone while it is frozen, and back as incarnation 1 at the thaw."""
+    async with MemoryRegistry(clock=virtual_clock) as registry:
+        seen = []
+        registry.watch("payment", seen.append)
+        frozen_clock = type(virtual_clock)()
+        registration = keep(registry, frozen_clock)
+        await registration.start()
+        await virtual_clock.advance(LEASE)  # its own clock stands still
+        assert seen[-1].instances == ()
+        await frozen_clock.advance(RENEW_EVERY)
+        assert [each.incarnation for each in seen[-1].instances] == [1]
+        await registration.stop()
+        assert seen[-1].instances == ()
+
+
+async def test_the_next_incarnation_is_tried_until_it_is_in(virtual_clock):
+    """An outage between losing the lease and registering again costs no second incarnation."""
+    registry = ScriptedRegistry(virtual_clock, renew=[False], register=[None, DOWN, DOWN])
+    registration = keep(registry, virtual_clock)
+    await registration.start()
+    await virtual_clock.advance(2 * RENEW_EVERY)
+    registered = [each.incarnation for name, each in registry.asked if name == "register"]
+    assert registered == [0, 1, 1, 1]
+    assert registration.registered
+    await registration.stop()
+
+
+async def test_an_outage_shorter_than_the_lease_changes_nothing(virtual_clock, caplog):
+    """Renewals go on as the same incarnation when the registry is back."""
+    registry = ScriptedRegistry(virtual_clock, renew=[DOWN, DOWN, True])
+    registration = keep(registry, virtual_clock)
+    await registration.start()
+    await virtual_clock.advance(20)
+    assert registry.names().count("register") == 1
+    assert registration.registered
+    assert len(warnings_in(caplog)) == 1
+    await registration.stop()
+
+
+async def test_any_failure_of_a_registry_is_survived(virtual_clock, caplog):
+    """A registry that raises what it should not is tried again like one that is down."""
+    registry = ScriptedRegistry(virtual_clock, register=[KeyError("oops")])
+    registration = keep(registry, virtual_clock)
+    await registration.start()
+    await virtual_clock.advance(1)
+    assert registration.registered
+    assert warnings_in(caplog) == ["cannot register payment-1: KeyError: 'oops'; trying again"]
+    await registration.stop()
+
+
+async def test_a_read_only_registry_is_told_once_and_left_alone(virtual_clock, caplog):
+    """The service goes on unregistered, and nothing is asked of the registry again."""
+    registry = ScriptedRegistry(virtual_clock, register=[ReadOnlyRegistry("a fixed list")])
+    registration = keep(registry, virtual_clock)
+    await registration.start()
+    await virtual_clock.advance(60)
+    await registration.drain()
+    await registration.stop()
+    assert registry.names() == ["register"]
+    assert warnings_in(caplog) == ["payment-1 is not registered: a fixed list"]
+
+
+async def test_an_instance_that_was_replaced_does_not_fight_for_its_id(virtual_clock, caplog):
+    """It does not register again, and does not remove the newer record when it stops."""
+    stale = StaleIncarnation("incarnation 1 comes after 2")
+    registry = ScriptedRegistry(virtual_clock, renew=[False], register=[None, stale])
+    registration = keep(registry, virtual_clock)
+    await registration.start()
+    await virtual_clock.advance(60)
+    assert not registration.registered
+    await registration.stop()
+    assert registry.names() == ["register", "renew", "register"]
+    assert caplog.records[-1].levelno == logging.ERROR
+
+
+async def test_draining_marks_the_instance_and_registers_nothing_afterwards(virtual_clock):
+    """From drain on there is no renewal and no registration, only the end."""
+    registry = ScriptedRegistry(virtual_clock)
+    registration = keep(registry, virtual_clock)
+    await registration.start()
+    await registration.drain()
+    await registration.drain()
+    await virtual_clock.advance(60)
+    await registration.stop()
+    assert registry.names() == ["register", "drain", "deregister"]
+    assert [each.state for _, each in registry.asked[1:]] == [State.DRAINING] * 2
+
+
+async def test_errors_while_leaving_are_logged_not_raised(virtual_clock, caplog):
+    """Stopping goes on when the registry is away: the lease runs out by itself."""
+    registry = ScriptedRegistry(virtual_clock, drain=[DOWN], deregister=[DOWN])
+    registration = keep(registry, virtual_clock)
+    await registration.start()
+    await registration.drain()
+    await registration.stop()
+    assert warnings_in(caplog) == [
+        f"cannot drain payment-1: {DOWN}",
+        f"cannot deregister payment-1: {DOWN}",
+    ]
+
+
+async def test_stopping_during_a_registration_takes_it_back(virtual_clock):
+    """A request under way may have arrived: it is ended first, then deregistered."""
+    registry = ScriptedRegistry(virtual_clock, register=[DOWN, HANG])
+    registration = keep(registry, virtual_clock)
+    await registration.start()
+    await virtual_clock.advance(1)  # into the second attempt, which hangs
+    await registration.stop()
+    await virtual_clock.advance(60)
+    assert registry.names() == ["register", "register", "deregister"]
+
+
+async def test_stopping_what_never_started_asks_nothing(virtual_clock):
+    """And stopping twice deregisters once."""
+    registry = ScriptedRegistry(virtual_clock)
+    idle = keep(registry, virtual_clock)
+    await idle.stop()
+    assert registry.asked == []
+    registration = keep(registry, virtual_clock)
+    await registration.start()
+    await registration.stop()
+    await registration.stop()
+    assert registry.names() == ["register", "deregister"]
+    with pytest.raises(RuntimeError, match="started before"):
+        await registration.start()
+
+
+async def test_a_cancelled_start_leaves_no_task(virtual_clock):
+    """Giving up on start ends what it began."""
+    before = asyncio.all_tasks()
+    registration = keep(ScriptedRegistry(virtual_clock, register=[HANG]), virtual_clock)
+    start = asyncio.create_task(registration.start())
+    await virtual_clock.settle()
+    start.cancel()
+    await asyncio.wait([start])
+    assert start.cancelled()
+    assert asyncio.all_tasks() == before
+
+
+async def test_renewals_inherit_nothing_from_who_started_them(virtual_clock):
+    """The keeper runs in an empty context: no request's deadline or trace reaches it."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
+    seen = []
+
+    class Looking(ScriptedRegistry):
+        async def register(self, instance):
+            seen.append(variable.get("nothing"))
+
+    variable.set("a request's")
+    registration = keep(Looking(virtual_clock), virtual_clock)
+    await registration.start()
+    await registration.stop()
+    assert seen == ["nothing"]
+
+
+async def test_repr_is_a_status_line(virtual_clock):
+    """It says which incarnation, and whether the registry has it."""
+    registration = keep(ScriptedRegistry(virtual_clock), virtual_clock)
+    await registration.start()
+    assert repr(registration) == "<Registration payment-1 incarnation=0 registered>"
+    await registration.stop()
+    assert repr(registration) == "<Registration payment-1 incarnation=0 ended>"
+
+
+@pytest.mark.parametrize(
+    ("failures", "most"), [(1, 0.1), (2, 0.2), (6, 3.2), (7, 5.0), (9999, 5.0)]
+)
+def test_backoff_doubles_up_to_its_limit(failures, most):
+    """Each wait lies in the upper half of what the failures so far call for."""
+    rng = random.Random(7)
+    waits = [backoff(failures, rng) for _ in range(200)]
+    assert most / 2 <= min(waits) < max(waits) <= most
