@@ -28,6 +28,7 @@ from meshrpc.interceptors.server_call import ServerCall, current_call
 from meshrpc.mesh import Mesh
 from meshrpc.registry.instance import Instance
 from meshrpc.registry.registry import Registry
+from meshrpc.server.service import Service
 from meshrpc.settings import Settings
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Registry",
     "RegistryError",
     "ServerCall",
+    "Service",
     "Settings",
     "SettingsError",
     "current_call",

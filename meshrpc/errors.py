@@ -51,7 +51,9 @@ class Problem:
     rule: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.value}: {self.rule}" if self.value else f"{self.path}: {self.rule}"
+        return (
+            f"{self.path}: {self.value}: {self.rule}" if self.value else f"{self.path}: {self.rule}"
+        )
 
 
 class PolicyError(MeshError):

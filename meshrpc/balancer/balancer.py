@@ -27,13 +27,13 @@ class Candidate(Protocol):
 
 
 E = TypeVar("E", bound=Candidate)
-Picked = TypeVar("Picked", bound=Candidate, covariant=True)
+Picked_co = TypeVar("Picked_co", bound=Candidate, covariant=True)
 
 
-class Picker(Protocol[Picked]):
+class Picker(Protocol[Picked_co]):
     """An immutable choice among at least one endpoint."""
 
-    def pick(self, now: float) -> Picked:
+    def pick(self, now: float) -> Picked_co:
         """Return the endpoint for the next attempt."""
         ...
 

@@ -51,7 +51,7 @@ class Instance:
     version: str | None = None
     zone: str | None = None
     weight: int = 1
-    labels: Mapping[str, str] = field(default=_NO_LABELS, hash=False)
+    labels: Mapping[str, str] = field(default_factory=lambda: _NO_LABELS, hash=False)
     pid: int | None = None
     incarnation: int = 0
     health: Health = Health.UNKNOWN

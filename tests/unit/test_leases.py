@@ -91,6 +91,17 @@ def test_the_memory_of_those_gone_is_bounded(monkeypatch):
         table.register(replace(ONE, id="b"), NOW)
 
 
+def test_who_came_back_is_remembered_from_its_last_end(monkeypatch):
+    """Not from its first, or it would be forgotten too soon."""
+    monkeypatch.setattr(leases, "REMEMBERED", 2)
+    table = LeaseTable()
+    for id_ in "abac":
+        table.register(replace(ONE, id=id_, incarnation=1), NOW)
+        table.deregister("default", "payment", id_)
+    with pytest.raises(StaleIncarnation):
+        table.register(replace(ONE, id="a"), NOW)
+
+
 def test_a_renewed_lease_lives_on():
     """Each renewal counts from its own time."""
     table = LeaseTable()

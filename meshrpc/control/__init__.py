@@ -1,0 +1,1 @@
+"""The control service: policies, the embedded registry, and the pushes that carry both."""

@@ -1,0 +1,128 @@
+"""The HTTP face of the control service: health for supervisors, and what the commands show.
+
+Reading only, as JSON, in the shapes of `-o json`; `?namespace=` chooses the namespace. Errors
+are JSON too: `{"error": "..."}`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from aiohttp import web
+
+from meshrpc.clock import Clock
+from meshrpc.control.control_service import DEFAULT_NAMESPACE
+from meshrpc.control.pushes import ProcessState, Pushes
+from meshrpc.control.store import PolicyStore, StoredPolicy
+from meshrpc.registry.leases import LeaseTable
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+MAX_SHOWN: Final = 200
+"""Characters of a name that an error repeats."""
+
+
+class HttpFace:
+    """The routes over the parts they show.
+
+    Args:
+        store: policies.
+        leases: services and instances.
+        pushes: connected processes.
+        clock: monotonic time, for ages.
+    """
+
+    def __init__(
+        self, store: PolicyStore, leases: LeaseTable, pushes: Pushes, *, clock: Clock
+    ) -> None:
+        self._store = store
+        self._leases = leases
+        self._pushes = pushes
+        self._clock = clock
+        self.is_ready = False
+        """What `/readyz` says."""
+
+    def application(self) -> web.Application:
+        """Return the aiohttp application."""
+        application = web.Application(middlewares=[_json_errors])
+        application.router.add_get("/healthz", self._healthz)
+        application.router.add_get("/readyz", self._readyz)
+        application.router.add_get("/api/v1/services", self._services)
+        application.router.add_get("/api/v1/services/{service}/instances", self._instances)
+        application.router.add_get("/api/v1/policies", self._policies)
+        application.router.add_get("/api/v1/policies/{service}", self._policy)
+        application.router.add_get("/api/v1/status", self._status)
+        return application
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        if self.is_ready:
+            return web.json_response({"status": "ready"})
+        return web.json_response({"status": "not ready"}, status=503)
+
+    async def _services(self, request: web.Request) -> web.Response:
+        return web.json_response(self._leases.services(_namespace(request)))
+
+    async def _instances(self, request: web.Request) -> web.Response:
+        snapshot = self._leases.snapshot(_namespace(request), request.match_info["service"])
+        return web.json_response([instance.to_json() for instance in snapshot.instances])
+
+    async def _policies(self, request: web.Request) -> web.Response:
+        return web.json_response([_policy(one) for one in self._store.list(_namespace(request))])
+
+    async def _policy(self, request: web.Request) -> web.Response:
+        namespace, service = _namespace(request), request.match_info["service"]
+        stored = self._store.get(namespace, service)
+        if stored is None:
+            raise web.HTTPNotFound(
+                reason=f"no policy for {service[:MAX_SHOWN]!r} in namespace {namespace!r}"
+            )
+        return web.json_response(_policy(stored))
+
+    async def _status(self, request: web.Request) -> web.Response:
+        states = self._pushes.status(_namespace(request), self._store.revision, self._clock.now())
+        return web.json_response([_row(state) for state in states])
+
+
+def _namespace(request: web.Request) -> str:
+    return request.query.get("namespace") or DEFAULT_NAMESPACE
+
+
+def _policy(stored: StoredPolicy) -> dict[str, Any]:
+    return {
+        "service": stored.service,
+        "namespace": stored.namespace,
+        "revision": stored.revision,
+        "policy": json.loads(stored.document),
+    }
+
+
+def _row(state: ProcessState) -> dict[str, Any]:
+    return {
+        "service": state.process.service,
+        "instance": state.process.instance,
+        "version": state.process.version,
+        "revision": state.revision,
+        "state": state.state.value,
+        "reason": state.reason,
+        "age": round(state.age, 3),
+    }
+
+
+@web.middleware
+async def _json_errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status == web.HTTPNotFound.status_code and request.match_info.http_exception:
+            reason = f"there is nothing at {request.path[:MAX_SHOWN]}"
+        elif error.status == web.HTTPMethodNotAllowed.status_code:
+            reason = f"{request.method} is not allowed here: this interface only reads"
+        else:
+            reason = error.reason
+        allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+        return web.json_response({"error": reason}, status=error.status, headers=allow)

@@ -1,0 +1,184 @@
+"""The gRPC face of the embedded registry: leases over the lease table, expired in time.
+
+The table decides; this module publishes what it changed, keeps the records on disk in step, and
+makes a leaving instance wait until its callers have let go.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any, Final
+
+import grpc
+
+from meshrpc.clock import Clock
+from meshrpc.control.control_service import DEFAULT_NAMESPACE, ControlService
+from meshrpc.control.records import InstanceRecords
+from meshrpc.errors import StaleIncarnation
+from meshrpc.registry.instance import Instance
+from meshrpc.registry.leases import LeaseTable
+from meshrpc.registry.registry import LEASE
+from meshrpc.settings import parse_address
+from meshrpc.v1 import registry_pb2, registry_pb2_grpc
+
+EXPIRE_EVERY: Final = 0.5
+"""Seconds between looks at the leases, at most."""
+ASLEEP_AFTER: Final = 3.0
+"""Seconds without a look at the leases from which this process, and not they, counts as dead:
+renewals that came meanwhile are still unread, so every lease starts anew."""
+MAX_LEASE: Final = 3600.0
+MAX_ACKNOWLEDGE_WITHIN: Final = 60.0
+MAX_NAME: Final = 256
+"""Characters of an id, a service or a namespace."""
+
+_log = logging.getLogger(__name__)
+
+
+class RegistryService(registry_pb2_grpc.RegistryServicer):
+    """Registrations, renewals and departures.
+
+    Args:
+        leases: the table; nothing else changes it.
+        records: what of it survives a restart.
+        control: hears of every change, and knows who has taken it.
+        clock: monotonic time.
+    """
+
+    def __init__(
+        self,
+        leases: LeaseTable,
+        records: InstanceRecords,
+        control: ControlService,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._leases = leases
+        self._records = records
+        self._control = control
+        self._clock = clock
+        self._looked = clock.now()
+
+    def __repr__(self) -> str:
+        return f"<RegistryService {self._leases!r}>"
+
+    async def Register(
+        self, request: registry_pb2.RegisterRequest, context: Any
+    ) -> registry_pb2.RegisterResponse:
+        """Create or replace a record and start its lease."""
+        wire = request.instance
+        wire.namespace = wire.namespace or DEFAULT_NAMESPACE
+        lease = request.lease_seconds or LEASE
+        problem = _problem(wire, lease)
+        if problem:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, problem)
+        instance = Instance.from_wire(wire)
+        try:
+            is_changed = self._leases.register(instance, self._clock.now(), lease)
+        except StaleIncarnation as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        if is_changed:
+            self._records.keep(instance)
+            self._control.instances_changed(instance.namespace, instance.service)
+        return registry_pb2.RegisterResponse()
+
+    async def Renew(
+        self, request: registry_pb2.RenewRequest, context: Any
+    ) -> registry_pb2.RenewResponse:
+        """Extend a lease."""
+        namespace = request.namespace or DEFAULT_NAMESPACE
+        now = self._clock.now()
+        if not self._leases.renew(namespace, request.service, request.id, request.incarnation, now):
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                f"instance {request.id!r} of {request.service!r} holds no lease as incarnation "
+                f"{request.incarnation}; register again",
+            )
+        return registry_pb2.RenewResponse()
+
+    async def Drain(
+        self, request: registry_pb2.DrainRequest, _context: Any
+    ) -> registry_pb2.DrainResponse:
+        """Mark an instance as leaving."""
+        namespace = request.namespace or DEFAULT_NAMESPACE
+        if self._leases.drain(namespace, request.service, request.id):
+            for instance in self._leases.snapshot(namespace, request.service).instances:
+                if instance.id == request.id:
+                    self._records.keep(instance)
+            self._control.instances_changed(namespace, request.service)
+        return registry_pb2.DrainResponse()
+
+    async def Deregister(
+        self, request: registry_pb2.DeregisterRequest, _context: Any
+    ) -> registry_pb2.DeregisterResponse:
+        """Remove a record, and wait until its callers have let go."""
+        namespace = request.namespace or DEFAULT_NAMESPACE
+        if self._leases.deregister(namespace, request.service, request.id):
+            self._records.forget(namespace, request.service, request.id)
+            self._control.instances_changed(namespace, request.service)
+        within = request.acknowledge_within_seconds
+        within = min(within, MAX_ACKNOWLEDGE_WITHIN) if within > 0 else 0.0
+        acknowledged = await self._control.until_acknowledged(namespace, request.service, within)
+        return registry_pb2.DeregisterResponse(acknowledged=acknowledged)
+
+    async def ListServices(
+        self, request: registry_pb2.ListServicesRequest, _context: Any
+    ) -> registry_pb2.ListServicesResponse:
+        """Return the services that have instances."""
+        namespace = request.namespace or DEFAULT_NAMESPACE
+        return registry_pb2.ListServicesResponse(services=self._leases.services(namespace))
+
+    async def ListInstances(
+        self, request: registry_pb2.ListInstancesRequest, _context: Any
+    ) -> registry_pb2.ListInstancesResponse:
+        """Return the service's instances."""
+        namespace = request.namespace or DEFAULT_NAMESPACE
+        snapshot = self._leases.snapshot(namespace, request.service)
+        return registry_pb2.ListInstancesResponse(
+            instances=[instance.to_wire() for instance in snapshot.instances]
+        )
+
+    async def run(self) -> None:
+        """Expire leases as they run out, until cancelled."""
+        while True:
+            self.look(self._clock.now())
+            due = self._leases.next_expiry()
+            wait = EXPIRE_EVERY if due is None else min(EXPIRE_EVERY, due - self._clock.now())
+            await self._clock.sleep(max(wait, 0.01))
+
+    def look(self, now: float) -> None:
+        """Drop the instances whose leases have run out by `now`, and publish that."""
+        asleep, self._looked = now - self._looked, now
+        if asleep > ASLEEP_AFTER:
+            _log.warning("this process stood still for %.1f s: all leases start anew", asleep)
+            for instance in self._leases.all():
+                self._leases.register(instance, now)
+        if (due := self._leases.next_expiry()) is None or due > now:
+            return
+        before = {_key(instance) for instance in self._leases.all()}
+        changed = self._leases.expire(now)
+        for key in before - {_key(instance) for instance in self._leases.all()}:
+            _log.info("the lease of %s of %s ran out", key[2], key[1])
+            self._records.forget(*key)
+        for namespace, service in changed:
+            self._control.instances_changed(namespace, service)
+
+
+def _key(instance: Instance) -> tuple[str, str, str]:
+    return instance.namespace, instance.service, instance.id
+
+
+def _problem(wire: registry_pb2.Instance, lease: float) -> str:
+    """Say what is wrong with a registration; empty when nothing is."""
+    for name, value in (("id", wire.id), ("service", wire.service), ("namespace", wire.namespace)):
+        if not value or not value.isprintable() or len(value) > MAX_NAME:
+            return f"{name} {value[:MAX_NAME]!r}: 1 to {MAX_NAME} printable characters"
+    try:
+        _, port = parse_address(wire.address)
+    except ValueError as error:
+        return f"address {wire.address!r}: {error}"
+    if port == 0:
+        return f"address {wire.address!r}: nobody can dial port 0"
+    if not (math.isfinite(lease) and 0 < lease <= MAX_LEASE):
+        return f"lease_seconds {lease}: more than 0, at most {MAX_LEASE:.0f}"
+    return ""

@@ -1,0 +1,260 @@
+"""The control service as a process holds it: its store, its two ports, its tasks, its end.
+
+`async with ControlServer(...) as server: await server.run()` is all of `meshrpc control`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import errno
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from types import TracebackType
+from typing import Any, Final, Self
+
+import grpc
+from aiohttp import web
+
+from meshrpc.clock import SYSTEM_CLOCK, Clock
+from meshrpc.control import records as records_module
+from meshrpc.control import store as store_module
+from meshrpc.control.control_service import ControlService
+from meshrpc.control.database import Database
+from meshrpc.control.http import HttpFace
+from meshrpc.control.policy_service import PolicyService
+from meshrpc.control.records import InstanceRecords
+from meshrpc.control.registry_service import RegistryService
+from meshrpc.control.store import PolicyStore
+from meshrpc.errors import ControlError, SettingsError
+from meshrpc.registry.leases import LeaseTable
+from meshrpc.settings import DEFAULT_CONTROL_HTTP_PORT, DEFAULT_CONTROL_PORT, parse_address
+from meshrpc.subscription import KEEPALIVE_MS
+from meshrpc.v1 import control_pb2_grpc, policy_pb2_grpc, registry_pb2_grpc
+
+GRACE: Final = 1.0
+"""Seconds that calls under way get when the service stops."""
+SILENT_MS: Final = 10_000
+"""A subscriber's connection that is silent for this long, and for this long again after a ping,
+is gone: its process was cut off or stopped."""
+
+SERVER_OPTIONS: Final = (
+    # Two control services on one port would each have half of the subscribers.
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", SILENT_MS),
+    ("grpc.http2.ping_timeout_ms", SILENT_MS),
+)
+
+_log = logging.getLogger(__name__)
+
+
+class ControlServer:
+    """The control service. Open it with `async with`.
+
+    Args:
+        listen: where processes and commands connect, `host:port`.
+        http: where health and the JSON interface are, `host:port`.
+        store: `sqlite:PATH`, or `sqlite::memory:` to keep nothing.
+        insecure: allow addresses that other machines can reach, without identity.
+        clock: monotonic time.
+
+    Raises, on entering:
+        SettingsError: an address is in use, cannot be listened on, or would be open to others.
+        ControlError: the store cannot be used.
+    """
+
+    def __init__(
+        self,
+        listen: str = f"127.0.0.1:{DEFAULT_CONTROL_PORT}",
+        http: str = f"127.0.0.1:{DEFAULT_CONTROL_HTTP_PORT}",
+        store: str = "sqlite::memory:",
+        *,
+        insecure: bool = False,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._listen = _Listen("--listen", listen)
+        self._http = _Listen("--http", http)
+        if not insecure:
+            self._listen.require_loopback()
+            self._http.require_loopback()
+        self._store_url = store
+        self._clock = clock
+        self._exit = contextlib.AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._address = ""
+        self._http_address = ""
+
+    def __repr__(self) -> str:
+        where = f"grpc {self._address} http {self._http_address}" if self._address else "closed"
+        return f"<ControlServer {where} store {self._store_url}>"
+
+    @property
+    def address(self) -> str:
+        """Where gRPC is listened on, with the real port."""
+        return self._address
+
+    @property
+    def http_address(self) -> str:
+        """Where HTTP is listened on, with the real port."""
+        return self._http_address
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as opening:
+            await self._open(opening)
+            self._exit = opening.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._exit.aclose()
+        self._address = self._http_address = ""
+
+    async def run(self) -> None:
+        """Return on SIGTERM or SIGINT; raise if a part of the service fails."""
+        loop = asyncio.get_running_loop()
+        stopped = asyncio.Event()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, stopped.set)
+        waiting = asyncio.ensure_future(stopped.wait())
+        try:
+            done, _ = await asyncio.wait(
+                [waiting, *self._tasks], return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                task.result()
+        finally:
+            waiting.cancel()
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    async def _open(self, stack: contextlib.AsyncExitStack) -> None:
+        """Open every part; `stack` closes them in the opposite order."""
+        schema = store_module.SCHEMA + records_module.SCHEMA
+        database = await Database.open(self._store_url, schema)
+        stack.push_async_callback(database.close)
+        store = await PolicyStore.load(database)
+        records = InstanceRecords(database, clock=self._clock)
+        leases = LeaseTable()
+        leases.restore(await records.load(), self._clock.now())
+        stack.push_async_callback(_flush, records)
+
+        control = ControlService(store, leases, clock=self._clock)
+        registry = RegistryService(leases, records, control, clock=self._clock)
+        self._tasks = [
+            await stack.enter_async_context(_running(control.run(), "meshrpc pushes")),
+            await stack.enter_async_context(_running(registry.run(), "meshrpc leases")),
+            await stack.enter_async_context(_running(records.run(), "meshrpc records")),
+        ]
+
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        control_pb2_grpc.add_ControlServicer_to_server(control, server)
+        registry_pb2_grpc.add_RegistryServicer_to_server(registry, server)
+        policy_pb2_grpc.add_PolicyStoreServicer_to_server(PolicyService(store), server)
+        grpc_address = self._listen.bind(server)
+        stack.push_async_callback(server.stop, GRACE)
+        stack.callback(control.stop)  # ends the streams, so that the grace is not spent on them
+        await server.start()
+
+        face = HttpFace(store, leases, control.pushes, clock=self._clock)
+        http_address = await self._http.serve(face.application(), stack)
+        face.is_ready = True
+        stack.callback(setattr, face, "is_ready", False)
+        self._address, self._http_address = grpc_address, http_address
+
+
+class _Listen:
+    """An address to listen on, and the option it comes from."""
+
+    def __init__(self, option: str, address: str) -> None:
+        self._option = option
+        try:
+            self._host, self._port = parse_address(address)
+        except ValueError as error:
+            raise SettingsError(f"{option} {address!r}: {error}") from error
+
+    def __str__(self) -> str:
+        return f"{self._host}:{self._port}"
+
+    def require_loopback(self) -> None:
+        """Raise SettingsError if other machines could reach the address."""
+        host = self._host.strip("[]")
+        try:
+            is_loopback = ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            is_loopback = host == "localhost"
+        if not is_loopback:
+            raise SettingsError(
+                f"{self._option} {self}: others could reach it, and nobody has to say who they "
+                "are; listen on 127.0.0.1, or say --insecure if the network is yours alone"
+            )
+
+    def bind(self, server: grpc.aio.Server) -> str:
+        """Listen with gRPC; return the address with the real port."""
+        self._probe()
+        try:
+            port = server.add_insecure_port(str(self))
+        except RuntimeError as error:
+            raise SettingsError(f"{self._option} {self}: {error}") from error
+        return f"{self._host}:{port}"
+
+    async def serve(self, application: web.Application, stack: contextlib.AsyncExitStack) -> str:
+        """Listen with HTTP until `stack` closes; return the address with the real port."""
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=GRACE)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, self._host.strip("[]"), self._port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise self._error(error) from error
+        return f"{self._host}:{runner.addresses[0][1]}"
+
+    def _probe(self) -> None:
+        """Find out why the address cannot be had: gRPC writes that to stderr and says nothing."""
+        try:
+            infos = socket.getaddrinfo(self._host.strip("[]"), self._port, type=socket.SOCK_STREAM)
+            for family, kind, protocol, _, address in infos:
+                with socket.socket(family, kind, protocol) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(address)
+        except OSError as error:
+            raise self._error(error) from error
+
+    def _error(self, error: OSError) -> SettingsError:
+        if error.errno == errno.EADDRINUSE:
+            return SettingsError(
+                f"port {self._port} on {self._host} is in use; stop what listens there, "
+                f"or choose another with {self._option}"
+            )
+        return SettingsError(
+            f"{self._option} {self}: cannot listen there: {error.strerror or error}"
+        )
+
+
+@contextlib.asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(work, name=name, context=contextvars.Context())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _flush(records: InstanceRecords) -> None:
+    try:
+        await records.flush()
+    except ControlError as error:
+        _log.warning("%s (the next start forgets some instances)", error)

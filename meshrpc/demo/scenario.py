@@ -1,0 +1,347 @@
+"""The demo's story: start the mesh, sell things, change a policy, break something, check the books.
+
+The customers' side runs in this process as an ordinary client of the mesh. Everything else is
+what a user would start: `meshrpc control` and `meshrpc run`, as processes on free ports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import random
+import signal
+import sys
+import tempfile
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import meshrpc
+from meshrpc.cli.control_client import ControlClient
+from meshrpc.demo.books import audit
+from meshrpc.demo.customers import Customers, Sales
+from meshrpc.demo.processes import Processes
+from meshrpc.demo.spans import Span, SpanCollector
+from meshrpc.demo.view import Board, View
+from meshrpc.errors import MeshError, RegistryError
+from meshrpc.mesh import Mesh
+from meshrpc.policy import Document, load_documents
+from meshrpc.registry.instance import Instance
+from meshrpc.telemetry.export import start_export
+from meshrpc.v1 import control_pb2
+
+FLEET = {
+    "order": (("services.order.app:service", 2),),
+    "payment": (("services.payment.app:service", 2), ("services.payment.app_v2:service", 1)),
+}
+"""What runs: per service, the modules and how many workers of each."""
+
+READY_WITHIN = 60.0
+SYNCED_WITHIN = 10.0
+_REFRESH_EVERY = 0.25
+_ORDERS_END_WITHIN = 30.0
+
+CHANGED_POLICY = """
+schema: meshrpc.policy/v1
+service: payment
+timeout: 2s
+balancer: round_robin
+retry: {attempts: 3, codes: [UNAVAILABLE], per_attempt_timeout: 500ms}
+"""
+"""What is pushed while the demo runs: payment's balancer goes from peak_ewma to round_robin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """When what happens, in seconds from the first order."""
+
+    duration: float
+    chaos: bool
+
+    @property
+    def policy_at(self) -> float:
+        """A changed policy is pushed."""
+        return self.duration * 0.35
+
+    @property
+    def kill_at(self) -> float:
+        """A payment worker is killed."""
+        return self.duration * 0.2
+
+    @property
+    def freeze_at(self) -> float:
+        """Another payment worker is frozen."""
+        return self.duration * 0.55
+
+    @property
+    def freeze_for(self) -> float:
+        """And thawed after this long; before its lease is over."""
+        return min(8.0, self.duration * 0.25)
+
+
+def app_folder() -> Path:
+    """Return the folder that the example services are imported from.
+
+    An installed wheel carries them in `meshrpc/_demo`; in a checkout they stand beside `meshrpc`.
+    """
+    package = Path(meshrpc.__file__).parent
+    bundled = package / "_demo"
+    return bundled if bundled.is_dir() else package.parent
+
+
+class Demo:
+    """One run of the demo."""
+
+    def __init__(self, script: Script, *, registry: str | None, console: Console) -> None:
+        self._script = script
+        self._registry = registry or "mesh:"
+        self._console = console
+        self._board = Board(duration=script.duration, services=tuple(FLEET))
+        self._view = View(console, self._board)
+        self._rng = random.Random()
+        self._folder = app_folder()
+        self._started = 0.0
+        self._interrupted = asyncio.Event()
+
+    async def run(self) -> bool:
+        """Run it; return whether orders were paid, none was lost and none charged twice."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._interrupt, asyncio.current_task())
+        self._started = loop.time()
+        with tempfile.TemporaryDirectory(prefix="meshrpc-demo-") as folder:
+            return await self._run(Path(folder))
+
+    def _interrupt(self, task: asyncio.Task[Any] | None) -> None:
+        if self._interrupted.is_set() and task is not None:
+            task.cancel()  # the second time: no patience for draining
+        self._interrupted.set()
+
+    async def _run(self, state: Path) -> bool:
+        async with SpanCollector(self._on_span) as collector:
+            async with Processes(state) as processes:
+                environment = self._environment(state, collector.endpoint)
+                sales = await self._trade(processes, environment, state)
+                with self._console.status("stopping…"):
+                    await processes.stop()
+            books = audit(state, sales.paid)
+            self._view.summarise(sales, books, collector.best_trace())
+        return books.is_clean and bool(sales.paid)
+
+    async def _trade(self, processes: Processes, environment: dict[str, str], state: Path) -> Sales:
+        """Open the shop for as long as the demo lasts; return what was sold."""
+        with self._console.status("starting the control service…"):
+            control = await self._start_control(processes, environment, state)
+        environment["MESHRPC_CONTROL"] = control
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(
+                ControlClient([control], namespace=environment["MESHRPC_NAMESPACE"])
+            )
+            await self._apply(client, self._documents())
+            mesh = await self._enter_mesh(stack, environment)
+            with self._console.status("starting order x2, payment x3…"):
+                self._start_services(processes, environment)
+                await self._wait_for_fleet(mesh, processes)
+            customers = self._customers(mesh)
+            with self._view.shown():
+                await self._play(mesh, client, processes, customers)
+            return customers.sales
+
+    # Starting.
+
+    def _environment(self, state: Path, collector: str) -> dict[str, str]:
+        return {
+            **os.environ,
+            "MESHRPC_REGISTRY": self._registry,
+            # Its own, so that a registry shared with others sees no trace of the demo.
+            "MESHRPC_NAMESPACE": f"demo-{os.getpid()}",
+            "MESHRPC_STATE_DIR": str(state),
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector,
+            "OTEL_BSP_SCHEDULE_DELAY": "250",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    async def _start_control(
+        self, processes: Processes, environment: dict[str, str], state: Path
+    ) -> str:
+        arguments = ["control", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+        arguments += ["--store", f"sqlite:{state / 'control.db'}"]
+        process = processes.start("control", arguments, environment)
+        ready = await process.wait_for_line(r"^control ready: grpc (\S+),", READY_WITHIN)
+        return ready.group(1)
+
+    async def _enter_mesh(self, stack: AsyncExitStack, environment: dict[str, str]) -> Mesh:
+        mesh = Mesh(
+            "shop",
+            control=environment["MESHRPC_CONTROL"],
+            registry=self._registry,
+            namespace=environment["MESHRPC_NAMESPACE"],
+        )
+        # The exporter reads its settings from the environment of its process.
+        os.environ.update({k: v for k, v in environment.items() if k.startswith("OTEL_")})
+        flush = start_export("shop", mesh.id)
+        if flush is not None:
+            stack.push_async_callback(asyncio.to_thread, flush)
+        return await stack.enter_async_context(mesh)
+
+    def _start_services(self, processes: Processes, environment: dict[str, str]) -> None:
+        for name, modules in FLEET.items():
+            for number, (module, workers) in enumerate(modules, start=1):
+                arguments = ["run", module, "--workers", str(workers)]
+                arguments += ["--app-dir", str(self._folder)]
+                processes.start(f"{name}-{number}", arguments, environment)
+
+    async def _wait_for_fleet(self, mesh: Mesh, processes: Processes) -> None:
+        wanted = sum(workers for modules in FLEET.values() for _, workers in modules)
+        try:
+            async with asyncio.timeout(READY_WITHIN):
+                while len(self._board.present) < wanted:
+                    processes.check()
+                    await asyncio.sleep(_REFRESH_EVERY)
+                    await self._look(mesh)
+        except TimeoutError:
+            seen = ", ".join(sorted(self._board.present)) or "none"
+            raise MeshError(
+                f"{wanted} instances were expected in registry {self._registry} within "
+                f"{READY_WITHIN:.0f} s, {len(self._board.present)} came: {seen}"
+            ) from None
+
+    def _customers(self, mesh: Mesh) -> Customers:
+        sys.path.insert(0, str(self._folder))
+        messages = importlib.import_module("services.order.v1.order_pb2")
+        stubs = importlib.import_module("services.order.v1.order_pb2_grpc")
+        return Customers(stubs.OrderServiceStub(mesh.channel("order")), messages, self._rng)
+
+    # Playing.
+
+    async def _play(
+        self, mesh: Mesh, client: ControlClient, processes: Processes, customers: Customers
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._started = loop.time()
+        acts: list[Coroutine[Any, Any, None]] = [customers.shop(), self._change_policy(client)]
+        if self._script.chaos:
+            acts += [self._kill(), self._freeze()]
+        async with AsyncExitStack() as stack:
+            tasks = [asyncio.create_task(act) for act in acts]
+            stack.push_async_callback(_end, tasks)
+            while (elapsed := loop.time() - self._started) < self._script.duration:
+                self._board.elapsed = elapsed
+                if self._interrupted.is_set():
+                    self._view.event("interrupted: closing the shop")
+                    break
+                processes.check()
+                _raise_first(tasks)
+                await self._look(mesh)
+                self._view.refresh(loop.time(), customers.sales)
+                await asyncio.sleep(_REFRESH_EVERY)
+        self._thaw_all()
+        await customers.leave(1.0 if self._interrupted.is_set() else _ORDERS_END_WITHIN)
+        self._board.elapsed = loop.time() - self._started
+        self._view.refresh(loop.time(), customers.sales)
+
+    async def _look(self, mesh: Mesh) -> None:
+        """Read the registry; while it is away, what was seen last stands."""
+        try:
+            found = [i for name in FLEET for i in await mesh.registry.instances(name)]
+        except RegistryError:
+            return
+        self._board.present = {instance.id for instance in found}
+        self._board.instances.update((instance.id, instance) for instance in found)
+
+    def _on_span(self, span: Span) -> None:
+        self._board.traffic.add(span, asyncio.get_running_loop().time())
+
+    async def _change_policy(self, client: ControlClient) -> None:
+        await asyncio.sleep(self._script.policy_at)
+        await self._apply(client, load_documents(CHANGED_POLICY))
+
+    async def _apply(self, client: ControlClient, documents: tuple[Document, ...]) -> None:
+        loop = asyncio.get_running_loop()
+        applied = loop.time()
+        answer = await client.apply_policies([document.canonical for document in documents])
+        self._board.policy = f"policy revision {answer.revision}"
+        names = ", ".join(answer.changed)
+        self._view.event(f"policy revision {answer.revision} pushed: {names}")
+        waiting: list[str] = []
+        async with asyncio.timeout(SYNCED_WITHIN):
+            while True:
+                status = await client.status()
+                waiting = [
+                    process.instance
+                    for process in status.processes
+                    if process.state != control_pb2.ProcessStatus.STATE_SYNCED
+                    # A frozen process answers when it is thawed.
+                    and process.instance not in self._board.frozen
+                ]
+                if not waiting:
+                    break
+                await asyncio.sleep(0.02)
+        if status.processes:
+            self._view.event(
+                f"policy revision {answer.revision} landed in {len(status.processes)} processes "
+                f"after {(loop.time() - applied) * 1000:.0f} ms"
+            )
+
+    def _documents(self) -> tuple[Document, ...]:
+        files = sorted((self._folder / "policies").glob("*.yaml"))
+        return tuple(
+            document
+            for file in files
+            for document in load_documents(file.read_text(), source=file.name)
+        )
+
+    # Breaking.
+
+    async def _kill(self) -> None:
+        await asyncio.sleep(self._script.kill_at)
+        victim = self._victim(version="v1")
+        if victim is not None and victim.pid is not None:
+            os.kill(victim.pid, signal.SIGKILL)
+            self._view.event(f"killed {victim.id} (pid {victim.pid}) with SIGKILL")
+
+    async def _freeze(self) -> None:
+        await asyncio.sleep(self._script.freeze_at)
+        victim = self._victim(version="v1")
+        if victim is None or victim.pid is None:
+            return
+        os.kill(victim.pid, signal.SIGSTOP)
+        self._board.frozen.add(victim.id)
+        self._view.event(f"froze {victim.id} (pid {victim.pid}) with SIGSTOP")
+        await asyncio.sleep(self._script.freeze_for)
+        self._thaw_all()
+
+    def _victim(self, version: str) -> Instance | None:
+        candidates = [
+            instance
+            for id_, instance in self._board.instances.items()
+            if id_ in self._board.present
+            and instance.service == "payment"
+            and instance.version == version
+        ]
+        return self._rng.choice(candidates) if candidates else None
+
+    def _thaw_all(self) -> None:
+        for id_ in tuple(self._board.frozen):
+            pid = self._board.instances[id_].pid
+            if pid is not None:
+                os.kill(pid, signal.SIGCONT)
+            self._board.frozen.discard(id_)
+            self._view.event(f"thawed {id_}")
+
+
+def _raise_first(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        if task.done():
+            task.result()
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,245 @@
+"""Server-side concerns, and how they come round a handler.
+
+A concern has two synchronous hooks: `begin` sees a call before its handler and may refuse it,
+`end` sees how it came out, whatever the way out was. `compose` puts several of them round a
+handler once per method, for every arity and both shapes of a streaming handler, so that a call
+costs a few function calls and no further task. Each concern is an ordinary grpcio server
+interceptor too: alone on a bare `grpc.aio.server` it composes itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, NoReturn
+
+import grpc
+
+from meshrpc.clock import SYSTEM_CLOCK, Clock
+from meshrpc.interceptors.method_handler import (
+    Behavior,
+    Handler,
+    behavior_of,
+    is_async,
+    with_behavior,
+)
+from meshrpc.interceptors.server_call import CURRENT, ServerCall
+from meshrpc.interceptors.sync_handler import SyncHandlers
+from meshrpc.wire import Metadata
+
+_LOG = logging.getLogger("meshrpc.server")
+
+# Wrapped handlers kept by a concern used alone. A server has few methods; a proxy that answers to
+# any name must not fill memory, so past this the table starts anew.
+_MOST_METHODS = 4096
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class Refused(Exception):  # noqa: N818 - a refusal is an answer, not a failure
+    """Raised by `begin`: the call ends here with this status, and its handler never runs."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, trailers: Metadata = ()) -> None:
+        self.code = code
+        self.details = details
+        self.trailers = trailers
+        super().__init__(f"{code.name}: {details}")
+
+
+class ServerInterceptor(grpc.aio.ServerInterceptor):
+    """Base of the mesh's server-side concerns. Override what the concern needs.
+
+    Hooks run on the event loop, in the task of the call, and must not block.
+    """
+
+    def __init__(self) -> None:
+        self._composed: dict[str, tuple[Handler, Handler]] = {}
+        self._sync_handlers: SyncHandlers | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+    def applies_to(self, method: str) -> bool:  # noqa: ARG002 - for those that override it
+        """Whether this concern has anything to do with `/pkg.Service/Method`; asked once."""
+        return True
+
+    def begin(self, call: ServerCall) -> None:
+        """See a call before its handler; raise `Refused` to end it."""
+
+    def end(self, call: ServerCall, code: grpc.StatusCode) -> None:
+        """See how a call that this concern began came out; must not raise."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Put this concern alone round the handler; how grpcio calls an interceptor."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        known = self._composed.get(method)
+        if known is not None and known[0] is handler:
+            return known[1]
+        if self._sync_handlers is None:
+            self._sync_handlers = SyncHandlers()
+        adapted = self._sync_handlers.adapt(method, handler)
+        composed = compose(method, adapted, (self,))
+        if len(self._composed) >= _MOST_METHODS:
+            self._composed.clear()
+        self._composed[method] = (handler, composed)
+        return composed
+
+
+def compose(
+    method: str,
+    handler: Handler,
+    interceptors: Sequence[ServerInterceptor],
+    *,
+    draining: asyncio.Event | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Handler:
+    """Return `handler` with the concerns round it, the first one outermost; its shape stays.
+
+    The handler must be asynchronous. It runs with `current_call()` set. `draining` is the event
+    that its calls show.
+    """
+    around = _Around(
+        method,
+        tuple(concern for concern in interceptors if concern.applies_to(method)),
+        asyncio.Event() if draining is None else draining,
+        clock,
+    )
+    behavior = behavior_of(handler)
+    # Fewer cases than it seems: whether requests stream makes no difference here.
+    if handler.response_streaming and not is_async(behavior, generator=False):
+        return with_behavior(handler, around.generator(behavior))
+    return with_behavior(handler, around.coroutine(behavior))
+
+
+def status_of(context: Any) -> grpc.StatusCode:
+    """Return the status that a handler set or aborted with; OK when it did neither."""
+    code = context.code()
+    if code is None:
+        return grpc.StatusCode.OK
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return _CODES.get(code, grpc.StatusCode.UNKNOWN)
+
+
+class _Around:
+    """The concerns of one method, and the two shapes in which they come round its handler."""
+
+    def __init__(
+        self,
+        method: str,
+        concerns: tuple[ServerInterceptor, ...],
+        draining: asyncio.Event,
+        clock: Clock,
+    ) -> None:
+        self._method = method
+        self._concerns = concerns
+        self._draining = draining
+        self._clock = clock
+
+    def coroutine(self, behavior: Behavior) -> Behavior:
+        """Wrap a handler that is one coroutine: unary responses, and streams it writes itself."""
+
+        async def call_handler(request: Any, context: Any) -> Any:
+            call = self._arrive(context)
+            refusal = self._begin(call)
+            if refusal is not None:
+                await _refuse(context, refusal)
+            code = grpc.StatusCode.UNKNOWN
+            try:
+                response = await behavior(request, context)
+                code = status_of(context)
+            except BaseException as error:
+                code = _status_of_failure(error, context)
+                raise
+            finally:
+                self._end(call, code, self._concerns)
+            return response
+
+        return call_handler
+
+    def generator(self, behavior: Behavior) -> Behavior:
+        """Wrap a handler that is an async generator.
+
+        grpcio writes each message outside of the generator, and drops the generator where it
+        stands when the client goes away: its `finally` runs whenever it is collected. The
+        context's done callback comes at once, so whichever is first ends the call.
+        """
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            call = self._arrive(context)
+            refusal = self._begin(call)
+            if refusal is not None:
+                await _refuse(context, refusal)
+            open_calls = [call]
+
+            def end(code: grpc.StatusCode) -> None:
+                if open_calls:
+                    self._end(open_calls.pop(), code, self._concerns)
+
+            context.add_done_callback(lambda _context: end(grpc.StatusCode.CANCELLED))
+            try:
+                async with contextlib.aclosing(behavior(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+            except BaseException as error:
+                end(_status_of_failure(error, context))
+                raise
+            end(status_of(context))
+
+        return stream
+
+    def _arrive(self, context: Any) -> ServerCall:
+        call = ServerCall(
+            self._method,
+            context.invocation_metadata() or (),
+            timeout=context.time_remaining(),
+            draining=self._draining,
+            clock=self._clock,
+        )
+        CURRENT.set(call)
+        return call
+
+    def _begin(self, call: ServerCall) -> Refused | None:
+        for index, concern in enumerate(self._concerns):
+            try:
+                concern.begin(call)
+            except Refused as refusal:
+                self._end(call, refusal.code, self._concerns[:index])
+                return refusal
+            except Exception:  # noqa: BLE001 - without an answer the client would wait
+                _LOG.exception("%r failed at the beginning of %s", concern, call.method)
+                self._end(call, grpc.StatusCode.INTERNAL, self._concerns[:index])
+                return Refused(grpc.StatusCode.INTERNAL, "internal error")
+        return None
+
+    @staticmethod
+    def _end(
+        call: ServerCall, code: grpc.StatusCode, concerns: tuple[ServerInterceptor, ...]
+    ) -> None:
+        for concern in reversed(concerns):
+            try:
+                concern.end(call, code)
+            except Exception:  # noqa: BLE001 - what watches a call must not change it
+                _LOG.exception("%r failed at the end of %s", concern, call.method)
+
+
+async def _refuse(context: Any, refusal: Refused) -> NoReturn:
+    await context.abort(refusal.code, refusal.details, refusal.trailers)
+    raise refusal  # abort never returns
+
+
+def _status_of_failure(error: BaseException, context: Any) -> grpc.StatusCode:
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        return grpc.StatusCode.CANCELLED
+    code = status_of(context)
+    # As grpcio answers: the status that was set, or UNKNOWN for an exception without one.
+    return grpc.StatusCode.UNKNOWN if code is grpc.StatusCode.OK else code

@@ -1,0 +1,178 @@
+"""One instance's place in a registry: registered, kept, and given up in order.
+
+A background task registers, then renews on the event loop, so that a process whose loop is stuck
+loses its lease. A lease that was lost, to a freeze or an outage, is answered by registering
+again as the next incarnation. A registry that does not answer is asked again for ever; nothing of
+this ever stops the service itself.
+
+It does not drain calls or wait for callers: `server/drain.py` orders that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import random
+from collections.abc import Awaitable
+from dataclasses import replace
+
+from meshrpc.clock import SYSTEM_CLOCK, Clock
+from meshrpc.errors import ReadOnlyRegistry, RegistryError, StaleIncarnation
+from meshrpc.registry.backoff import backoff
+from meshrpc.registry.instance import Instance, State
+from meshrpc.registry.registry import RENEW_EVERY, Registry
+
+ASK_WITHIN = 5.0
+"""Seconds one request to the registry may take; a service starts no later than that."""
+DEREGISTER_WITHIN = 6.0
+"""Seconds for the last one: an acknowledging registry itself waits up to 5 for the callers."""
+WARN_EVERY = 60.0
+"""Seconds between two warnings of an outage."""
+
+log = logging.getLogger(__name__)
+
+
+class Registration:
+    """Keeps `instance` registered from `start` to `stop`. Used once."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        instance: Instance,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.registered = False
+        """Whether the registry last said that it holds this instance."""
+        self._registry = registry
+        self._instance = instance
+        self._clock = clock
+        self._rng = rng or random.Random()
+        self._keeper: asyncio.Task[None] | None = None
+        self._tried = asyncio.Event()
+        self._may_be_known = False
+        self._ended = False
+        self._warned_at: float | None = None
+        self._outage = False
+
+    def __repr__(self) -> str:
+        state = "registered" if self.registered else "ended" if self._ended else "not registered"
+        return (
+            f"<Registration {self._instance.id} incarnation={self._instance.incarnation} {state}>"
+        )
+
+    @property
+    def instance(self) -> Instance:
+        """The record as it stands now: its incarnation grows, its state may be draining."""
+        return self._instance
+
+    async def start(self) -> None:
+        """Register; return after the first attempt, at most `ASK_WITHIN` seconds, either way."""
+        if self._keeper is not None or self._ended:
+            raise RuntimeError(f"{self!r} was started before")
+        self._keeper = asyncio.create_task(self._keep(), context=contextvars.Context())
+        try:
+            await self._tried.wait()
+        except asyncio.CancelledError:
+            await self._end_keeper()
+            raise
+
+    async def drain(self) -> None:
+        """Mark the instance as leaving, and keep its lease no longer: `stop` comes next."""
+        await self._end_keeper()
+        if self._may_be_known and self._instance.state is State.ACTIVE:
+            self._instance = replace(self._instance, state=State.DRAINING)
+            await self._try("drain", self._registry.drain(self._instance), ASK_WITHIN)
+
+    async def stop(self) -> None:
+        """Deregister. Errors are logged: the lease runs out by itself. Again: does nothing."""
+        await self._end_keeper()
+        if self._may_be_known:
+            self._may_be_known = False
+            self.registered = False
+            gone = self._registry.deregister(self._instance)
+            await self._try("deregister", gone, DEREGISTER_WITHIN)
+
+    async def _end_keeper(self) -> None:
+        """End what registers. Before `drain` and `stop` ask anything, so that it is never undone."""
+        self._ended = True
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.wait([keeper])
+        self._tried.set()  # a keeper that was cancelled before it began did not
+
+    async def _keep(self) -> None:
+        failures = 0
+        while True:
+            asked_at = self._clock.now()
+            try:
+                async with asyncio.timeout(ASK_WITHIN):
+                    await self._ask()
+            except ReadOnlyRegistry as error:
+                log.warning("%s is not registered: %s", self._instance.id, error)
+                self._may_be_known = False
+                return
+            except StaleIncarnation as error:
+                # Another process has taken over this id: coming back would fight it.
+                log.error("%s leaves the registry: %s", self._instance.id, error)  # noqa: TRY400
+                self._may_be_known = self.registered = False
+                return
+            except Exception as error:  # noqa: BLE001 - whatever a registry raises, the lease is kept
+                failures += 1
+                self._warn(error)
+                wait = backoff(failures, self._rng)
+            else:
+                failures = 0
+                self._over()
+                # A little early, so that a fleet started at once does not renew at once.
+                due = asked_at + RENEW_EVERY * self._rng.uniform(0.9, 1.0)
+                wait = max(0.0, due - self._clock.now())
+            finally:
+                self._tried.set()
+            await self._clock.sleep(wait)
+
+    async def _ask(self) -> None:
+        """Renew the lease, or register where there is none."""
+        if self.registered and not await self._registry.renew(self._instance):
+            self.registered = False
+            self._instance = replace(self._instance, incarnation=self._instance.incarnation + 1)
+            log.warning(
+                "%s had lost its lease; it registers again as incarnation %d",
+                self._instance.id,
+                self._instance.incarnation,
+            )
+        if not self.registered:
+            self._may_be_known = True  # also when the answer gets lost
+            await self._registry.register(self._instance)
+            self.registered = True
+
+    async def _try(self, what: str, request: Awaitable[None], within: float) -> None:
+        try:
+            async with asyncio.timeout(within):
+                await request
+        except Exception as error:  # noqa: BLE001 - leaving goes on, whatever a registry raises
+            log.warning("cannot %s %s: %s", what, self._instance.id, _cause(error))
+
+    def _warn(self, error: Exception) -> None:
+        now = self._clock.now()
+        self._outage = True
+        if self._warned_at is None or now - self._warned_at >= WARN_EVERY:
+            self._warned_at = now
+            what = "renew the lease of" if self.registered else "register"
+            log.warning("cannot %s %s: %s; trying again", what, self._instance.id, _cause(error))
+
+    def _over(self) -> None:
+        if self._outage:
+            self._outage = False
+            log.info("%s is registered", self._instance.id)
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, RegistryError):
+        return str(error)
+    if isinstance(error, TimeoutError):
+        return "the registry did not answer in time"
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,1 @@
+"""Serving: a process that registers, answers calls, and leaves without losing one."""

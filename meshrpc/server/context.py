@@ -1,0 +1,197 @@
+"""The context that handlers see: grpcio's own interface, without its silent failures.
+
+Wraps grpcio's context by composition, because that is a closed class. It encodes and decodes
+messages, so that an error in either is an answer and not an empty message; keeps time by the
+monotonic clock; and refuses metadata that grpcio would accept and then fail to send, which would
+leave the caller without any answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+import grpc
+
+from meshrpc.interceptors.server_call import ServerCall
+
+_KEY = re.compile(r"[0-9a-z_.\-]+")
+_TEXT = re.compile(r"[ -~]*")
+
+
+class DecodingError(Exception):
+    """The request is not what the method takes."""
+
+
+class EncodingError(Exception):
+    """The handler's response is not what the method returns."""
+
+
+class CallContext(grpc.aio.ServicerContext[Any, Any]):
+    """One call, as its handler sees it."""
+
+    def __init__(self, raw: Any, call: ServerCall | None) -> None:
+        self._raw = raw
+        self._call = call
+        self.decoder: Callable[[bytes], Any] | None = None
+        self.encoder: Callable[[Any], bytes] | None = None
+        self.aborted: BaseException | None = None
+        """What `abort` raised: grpcio accepts that very object and no other."""
+        self.was_cancelled = False
+        """Whether the client cancelled; the guard sets it."""
+
+    def __repr__(self) -> str:
+        return f"<CallContext {self._call!r}>"
+
+    def decode(self, message: bytes) -> Any:
+        """Return what the bytes of a request mean."""
+        if self.decoder is None:
+            return message
+        try:
+            return self.decoder(message)
+        except Exception as error:
+            raise DecodingError("request cannot be decoded") from error
+
+    def encode(self, message: Any) -> bytes:
+        """Return the bytes of a response."""
+        try:
+            encoded = message if self.encoder is None else self.encoder(message)
+        except Exception as error:
+            raise EncodingError("response cannot be encoded") from error
+        if not isinstance(encoded, bytes):
+            raise EncodingError("response cannot be encoded")
+        return encoded
+
+    async def read(self) -> Any:
+        """Return the next request, or `grpc.aio.EOF` after the last."""
+        message = await self._raw.read()
+        return message if message is grpc.aio.EOF else self.decode(message)
+
+    async def write(self, message: Any) -> None:
+        """Send one response."""
+        await self._raw.write(self.encode(message))
+
+    async def send_initial_metadata(self, initial_metadata: Any) -> None:
+        """Send initial metadata now."""
+        await self._raw.send_initial_metadata(_checked(initial_metadata))
+
+    async def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
+        """End the call with this status; always raises."""
+        # Checked first: once grpcio has begun to abort, an error leaves the caller waiting.
+        trailers = _checked(trailing_metadata)
+        if not isinstance(code, (grpc.StatusCode, int)):
+            raise TypeError(f"a status code is a grpc.StatusCode, not {code!r}")
+        if self.aborted is not None:
+            raise grpc.aio.UsageError("abort was called before")
+        try:
+            await self._raw.abort(code, str(details), trailers)
+        except grpc.aio.AbortError as error:
+            self.aborted = error
+            raise
+        raise grpc.aio.UsageError("abort returned")
+
+    async def abort_with_status(self, status: Any) -> NoReturn:
+        """End the call with this status; always raises."""
+        await self.abort(status.code, status.details or "", status.trailing_metadata or ())
+
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
+        """Set what is sent after the last response."""
+        self._raw.set_trailing_metadata(_checked(trailing_metadata))
+
+    def trailing_metadata(self) -> Any:
+        """Return what will be sent after the last response."""
+        return self._raw.trailing_metadata()
+
+    def invocation_metadata(self) -> Any:
+        """Return the request's metadata."""
+        return self._raw.invocation_metadata() if self._call is None else self._call.metadata
+
+    def set_code(self, code: Any) -> None:
+        """Set the call's status."""
+        self._raw.set_code(code)
+
+    def code(self) -> Any:
+        """Return the status set so far, None when none was."""
+        return self._raw.code()
+
+    def set_details(self, details: str) -> None:
+        """Set the text beside the status."""
+        self._raw.set_details(details)
+
+    def details(self) -> Any:
+        """Return the text set so far."""
+        return self._raw.details()
+
+    def set_compression(self, compression: grpc.Compression) -> None:
+        """Compress what is sent."""
+        self._raw.set_compression(compression)
+
+    def disable_next_message_compression(self) -> None:
+        """Send the next message as it is."""
+        self._raw.disable_next_message_compression()
+
+    def peer(self) -> str:
+        """Return the client's address."""
+        peer: str = self._raw.peer()
+        return peer
+
+    def peer_identities(self) -> Any:
+        """Return the client's proven identities, if any."""
+        return self._raw.peer_identities()
+
+    def peer_identity_key(self) -> Any:
+        """Return what kind of identity `peer_identities` holds."""
+        return self._raw.peer_identity_key()
+
+    def auth_context(self) -> Any:
+        """Return what the transport knows of the client."""
+        return self._raw.auth_context()
+
+    def time_remaining(self) -> Any:
+        """Return the seconds left; None without a deadline."""
+        return self._raw.time_remaining() if self._call is None else self._call.time_remaining()
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """Have `callback` called with this context when the call is over, whatever the way."""
+        self._raw.add_done_callback(lambda _raw: callback(self))
+
+    def cancelled(self) -> bool:
+        """Whether the client cancelled the call."""
+        return self.was_cancelled or bool(self._raw.cancelled())
+
+    def done(self) -> bool:
+        """Whether the call's status has been sent."""
+        return bool(self._raw.done())
+
+
+class RequestStream:
+    """The requests of a streaming call, decoded one by one."""
+
+    def __init__(self, raw: Any, context: CallContext) -> None:
+        self._raw = raw
+        self._context = context
+
+    def __aiter__(self) -> RequestStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        return self._context.decode(await self._raw.__anext__())
+
+
+def _checked(metadata: Iterable[tuple[str, str | bytes]] | None) -> tuple[Any, ...]:
+    pairs = tuple(metadata or ())
+    for key, value in pairs:
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            raise ValueError(f"metadata key {key!r}: lower-case letters, digits, '_', '-' and '.'")
+        if key.endswith("-bin"):
+            if not isinstance(value, bytes):
+                raise TypeError(f"metadata {key}: a -bin key has bytes, not {type(value).__name__}")
+        elif isinstance(value, bytes):
+            if not _TEXT.fullmatch(value.decode("latin-1")):
+                raise ValueError(f"metadata {key}: printable ASCII; other bytes need a -bin key")
+        elif not isinstance(value, str):
+            raise TypeError(f"metadata {key}: text, not {type(value).__name__}")
+        elif not _TEXT.fullmatch(value):
+            raise ValueError(f"metadata {key}: printable ASCII; other text needs a -bin key")
+    return pairs

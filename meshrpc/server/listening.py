@@ -1,0 +1,72 @@
+"""The address a server listens on, and the one it tells its callers."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import grpc.aio
+
+from meshrpc.errors import SettingsError
+from meshrpc.settings import parse_address
+
+# Documentation addresses (RFC 5737, RFC 3849): asking for a route to them sends nothing.
+_ANYWHERE = {socket.AF_INET: ("192.0.2.1", 9), socket.AF_INET6: ("2001:db8::1", 9)}
+_EVERY_ADDRESS = {"0.0.0.0": socket.AF_INET, "[::]": socket.AF_INET6}  # noqa: S104 - not bound here
+
+
+def bind(server: grpc.aio.Server, address: str) -> str:
+    """Bind `address` and return it with the port really taken.
+
+    Raises:
+        SettingsError: the address cannot be listened on; says why.
+    """
+    host, port = parse_address(address)
+    try:
+        bound = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise SettingsError(_why_not(host, port)) from error
+    return f"{host}:{bound}"
+
+
+def advertised(listening: str, advertise: str | None) -> str:
+    """Return the address for callers: as set, else the one listened on, made reachable.
+
+    Raises:
+        SettingsError: the server listens on every address and none of them leads anywhere.
+    """
+    host, port = parse_address(listening)
+    if advertise is not None:
+        given, given_port = parse_address(advertise)
+        return f"{given}:{given_port or port}"
+    family = _EVERY_ADDRESS.get(host)
+    if family is None:
+        return listening
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(_ANYWHERE[family])
+        except OSError as error:
+            raise SettingsError(
+                f"listen={listening} names no address that callers could use, and this machine "
+                "has no route outwards to tell one: set advertise= or MESHRPC_ADVERTISE"
+            ) from error
+        outward = probe.getsockname()[0]
+    return f"[{outward}]:{port}" if family == socket.AF_INET6 else f"{outward}:{port}"
+
+
+def _why_not(host: str, port: int) -> str:
+    """Find out what grpcio does not say: why an address could not be bound."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, socket_address in found:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(socket_address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return (
+                f"port {port} on {host} is in use; stop what uses it, or choose another with "
+                "listen= or MESHRPC_LISTEN (port 0 takes any free one)"
+            )
+        return f"cannot listen on {host}:{port}: {error.strerror or error}"
+    return f"cannot listen on {host}:{port}; was it in use a moment ago? Try again"

@@ -1,0 +1,396 @@
+"""The library's end of the control stream: policies and instances, pushed as they change.
+
+One `Subscription` per process. It tells control what the process watches, hands what control
+pushes to the watches, and answers each push with what was taken and what was refused. When
+control is away everything stays as last known, and the stream is made again for ever, with
+jittered exponential backoff; nothing of that reaches a call.
+
+What it does not do: decide what a policy means (`meshrpc.policy`), or doubt an instance set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import grpc
+
+from meshrpc.clock import SYSTEM_CLOCK, Clock
+from meshrpc.errors import PolicyError
+from meshrpc.policy import load_document
+from meshrpc.policy.model import Policy
+from meshrpc.registry.instance import Instance
+from meshrpc.registry.registry import Snapshot, Watch
+from meshrpc.v1 import control_pb2, control_pb2_grpc, policy_pb2
+
+BACKOFF_BASE = 0.2
+BACKOFF_MAX = 5.0
+"""Seconds between attempts: doubling from base to max, the upper half of it chance."""
+CONNECT_WITHIN = 5.0
+"""Seconds until an address that accepts a connection but says nothing counts as failed."""
+WARN_EVERY = 60.0
+"""Seconds between warnings that control is away."""
+KEEPALIVE_MS = 1000
+"""A control service that is frozen or cut off is noticed after two of these. Both ends take
+their options from here: a server answers pings that are too frequent for it by hanging up."""
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""gRPC's 4 MiB would be the end at some ten thousand instances of one service."""
+MAX_REASON = 1000
+"""Characters of a refusal's reason that travel."""
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    # Not `keepalive_timeout_ms`: against a frozen peer only this one fires.
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # grpc's own reconnection must not be slower than the one below; a peer that accepts and
+    # is silent must not hold it for the default of 20 s.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.min_reconnect_backoff_ms", 2000),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.enable_http_proxy", 0),
+)
+
+_log = logging.getLogger(__name__)
+
+_POLICY = control_pb2.Refusal.KIND_POLICY
+_INSTANCES = control_pb2.Refusal.KIND_INSTANCES
+
+T = TypeVar("T")
+
+
+class Subscription:
+    """What control pushes to this process. Open it with `async with`; it never raises into calls.
+
+    Args:
+        addresses: control services, `host:port` each, tried in turn.
+        hello: what this process says it is.
+        clock: for backoff and the rate of warnings.
+        rng: for jitter.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        hello: control_pb2.Hello,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        rng: random.Random,
+    ) -> None:
+        if not addresses:
+            raise ValueError("a subscription needs the address of a control service")
+        self._addresses = tuple(addresses)
+        self._hello = hello
+        self._clock = clock
+        self._rng = rng
+        self._policies: dict[str, _Resource[Policy | None]] = {}
+        self._instances: dict[str, _Resource[tuple[Instance, ...]]] = {}
+        self._current = 0
+        self._failures = 0
+        self._channels: tuple[grpc.aio.Channel, ...] = ()
+        self._task: asyncio.Task[None] | None = None
+        self._outgoing: asyncio.Queue[control_pb2.SubscribeRequest] | None = None
+        self._interest_is_due = False
+        self._revision = 0
+        self._warned_at: float | None = None
+        self._is_away = False
+
+    async def __aenter__(self) -> Self:
+        # A channel for each address, so that names and IP literals may stand side by side, grpc
+        # resolves each, and the unary calls go where the stream is.
+        self._channels = tuple(
+            grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            for address in self._addresses
+        )
+        self._task = asyncio.create_task(
+            self._run(), name="meshrpc subscription", context=contextvars.Context()
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        for channel in self._channels:
+            await channel.close()
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The channel to the control service in use, for unary calls.
+
+        Don't keep it: it changes when the stream moves to another address.
+        """
+        if not self._channels:
+            raise RuntimeError("the subscription is not open: use `async with`")
+        return self._channels[self._current]
+
+    @property
+    def address(self) -> str:
+        """The address that `channel` leads to."""
+        return self._addresses[self._current]
+
+    @property
+    def connected(self) -> bool:
+        """Whether the stream stands."""
+        return self._outgoing is not None
+
+    @property
+    def revision(self) -> int:
+        """The policy store's revision as of the last push; 0 before the first."""
+        return self._revision
+
+    def __repr__(self) -> str:
+        state = "connected" if self.connected else "away"
+        watches = len(self._policies) + len(self._instances)
+        return (
+            f"<Subscription {self.address} {state} revision={self._revision} resources={watches}>"
+        )
+
+    @staticmethod
+    def unreachable(address: str, error: BaseException) -> str:
+        """Say that control at `address` cannot be reached, why, and what to do about it."""
+        cause = str(error) or type(error).__name__
+        if isinstance(error, grpc.aio.AioRpcError):
+            cause = error.details() or error.code().name
+            if cause.startswith("failed to connect"):
+                cause = cause.rpartition(": ")[2]  # the rest repeats the address
+        elif isinstance(error, TimeoutError):
+            cause = f"no answer within {CONNECT_WITHIN:.0f} s"
+        return (
+            f"cannot reach the control service at {address}: {cause}; "
+            "start it with: meshrpc control"
+        )
+
+    def watch_policy(self, service: str, on_policy: Callable[[Policy | None], None]) -> Watch:
+        """Call `on_policy` with the service's own document, and with each later one.
+
+        None: there is no document. A callback that raises `PolicyError` refuses the document:
+        control hears why, and this process keeps what it had. What is already known is handed
+        over before this returns. `service` may be `*`.
+        """
+        return self._watch(self._policies, service, on_policy)
+
+    def watch_instances(self, service: str, on_snapshot: Callable[[Snapshot], None]) -> Watch:
+        """Call `on_snapshot` with the service's instances, and with each later set.
+
+        What is already known is handed over before this returns.
+        """
+        return self._watch(
+            self._instances,
+            service,
+            lambda instances: on_snapshot(Snapshot(service=service, instances=instances)),
+        )
+
+    def _watch(
+        self, resources: dict[str, _Resource[T]], name: str, listener: Callable[[T], None]
+    ) -> Watch:
+        resource = resources.get(name)
+        if resource is None:
+            resource = resources[name] = _Resource()
+            self._interest_changed()
+        watch = _Watch(resource, listener, self._interest_changed)
+        resource.listeners.append(watch)
+        try:
+            resource.catch_up(watch)
+        except Exception:  # noqa: BLE001 - whatever a watch raises is its own
+            # There is no push to refuse; later ones come all the same.
+            _log.exception("a watch of %s does not take what is known", name)
+        return watch
+
+    def _interest_changed(self) -> None:
+        """Tell control soon: watches made one after the other travel as one message."""
+        if self._outgoing is not None and not self._interest_is_due:
+            self._interest_is_due = True
+            asyncio.get_running_loop().call_soon(self._send_interest, context=contextvars.Context())
+
+    def _send_interest(self) -> None:
+        self._interest_is_due = False
+        if self._outgoing is None:
+            return
+        # Forgotten only now: until control has been told otherwise it believes that we have
+        # these, and would not send them again to a watch made in between.
+        for resources in (self._policies, self._instances):
+            for name in [name for name, one in resources.items() if not one.listeners]:
+                del resources[name]
+        interest = control_pb2.Interest(
+            policies=sorted(self._policies), instances=sorted(self._instances)
+        )
+        self._outgoing.put_nowait(control_pb2.SubscribeRequest(interest=interest))
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._converse()
+                self._warn(ConnectionError("it ended the stream"))
+            except (grpc.aio.AioRpcError, TimeoutError) as error:
+                self._warn(error)
+            except Exception as error:  # noqa: BLE001 - nothing may end the subscription
+                _log.debug("the control stream failed", exc_info=True)
+                self._warn(error)
+            rounds = self._failures // len(self._addresses)
+            wait = min(BACKOFF_MAX, BACKOFF_BASE * 2 ** min(rounds, 10))
+            self._failures += 1
+            self._current = (self._current + 1) % len(self._addresses)
+            await self._clock.sleep(wait * self._rng.uniform(0.5, 1.0))
+
+    async def _converse(self) -> None:
+        """Open the stream and take what control pushes, until it ends or fails."""
+        outgoing: asyncio.Queue[control_pb2.SubscribeRequest] = asyncio.Queue()
+        outgoing.put_nowait(control_pb2.SubscribeRequest(hello=self._hello))
+        stub = control_pb2_grpc.ControlStub(self.channel)
+        call = stub.Subscribe()
+        writing = asyncio.create_task(_write(outgoing, call))
+        try:
+            async with asyncio.timeout(CONNECT_WITHIN):
+                await call.initial_metadata()
+            if not call.done():  # of a call that failed, the metadata is merely empty
+                self._outgoing = outgoing
+                self._failures = 0
+                self._say_back()
+                self._send_interest()
+            async for push in call:
+                self._revision = push.revision
+                answer = self._take(push)
+                outgoing.put_nowait(control_pb2.SubscribeRequest(acknowledgement=answer))
+        finally:
+            self._outgoing = None
+            call.cancel()
+            writing.cancel()
+            # To the end of both, so that nothing of the stream outlives it.
+            await asyncio.gather(writing, call.code(), return_exceptions=True)
+
+    def _take(self, push: control_pb2.Push) -> control_pb2.Acknowledgement:
+        """Hand each resource to its watches; one that is refused holds back no other."""
+        answer = control_pb2.Acknowledgement(nonce=push.nonce)
+        for document in push.policies:
+            with _refusing(answer, _POLICY, document.service):
+                self._take_policy(document, answer)
+        for instance_set in push.instances:
+            with _refusing(answer, _INSTANCES, instance_set.service):
+                if (resource := self._instances.get(instance_set.service)) is not None:
+                    resource.offer(tuple(map(Instance.from_wire, instance_set.instances)))
+        return answer
+
+    def _take_policy(
+        self, document: policy_pb2.PolicyDocument, answer: control_pb2.Acknowledgement
+    ) -> None:
+        resource = self._policies.get(document.service)
+        if resource is None:
+            return  # the last watch closed while this was on its way
+        if not document.document:
+            resource.offer(None)
+            return
+        source = f"policy of {document.service!r}"
+        loaded = load_document(document.document, source=source, lenient=True)
+        resource.offer(loaded.policy)
+        answer.ignored.extend(f"{document.service}: {path}" for path in loaded.ignored)
+
+    def _warn(self, error: BaseException) -> None:
+        self._is_away = True
+        now = self._clock.now()
+        if self._warned_at is not None and now - self._warned_at < WARN_EVERY:
+            return
+        self._warned_at = now
+        away = self.unreachable(self.address, error)
+        _log.warning("%s (meanwhile all stays as last known)", away)
+
+    def _say_back(self) -> None:
+        if self._is_away:
+            self._is_away = False
+            _log.info("connected to the control service at %s again", self.address)
+
+
+async def _write(outgoing: asyncio.Queue[control_pb2.SubscribeRequest], call: Any) -> None:
+    """Write what is put into the queue; when the stream fails, its reader hears of it."""
+    while True:
+        await call.write(await outgoing.get())
+
+
+class _Resource(Generic[T]):
+    """One policy or instance set: what is known of it, and who listens."""
+
+    __slots__ = ("is_known", "listeners", "value")
+
+    def __init__(self) -> None:
+        self.listeners: list[_Watch[T]] = []
+        self.is_known = False
+        self.value: T
+
+    def catch_up(self, watch: _Watch[T]) -> None:
+        if self.is_known:
+            watch.listener(self.value)
+
+    def offer(self, value: T) -> None:
+        """Tell all who listen, if it is news; when one refuses, all go back to what was known."""
+        if self.is_known and value == self.value:
+            return
+        told: list[_Watch[T]] = []
+        try:
+            for watch in tuple(self.listeners):
+                if not watch.is_closed:  # by a callback that was called before it
+                    told.append(watch)
+                    watch.listener(value)
+        except BaseException:
+            if self.is_known:
+                for watch in told[:-1]:
+                    watch.listener(self.value)
+            raise
+        self.value = value
+        self.is_known = True
+
+
+class _Watch(Generic[T]):
+    """One listener of a resource."""
+
+    __slots__ = ("_on_close", "_resource", "is_closed", "listener")
+
+    def __init__(
+        self,
+        resource: _Resource[T],
+        listener: Callable[[T], None],
+        on_close: Callable[[], None],
+    ) -> None:
+        self.listener = listener
+        self.is_closed = False
+        self._resource = resource
+        self._on_close = on_close
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self._resource.listeners.remove(self)
+        if not self._resource.listeners:
+            self._on_close()
+
+
+@contextlib.contextmanager
+def _refusing(
+    answer: control_pb2.Acknowledgement, kind: control_pb2.Refusal.Kind, name: str
+) -> Iterator[None]:
+    """Turn what goes wrong with one resource into a refusal of that resource."""
+    try:
+        yield
+    except PolicyError as error:
+        reason = str(error)
+    except Exception as error:  # noqa: BLE001 - nor may one resource harm another
+        _log.exception("what control sent for %s cannot be taken", name)
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        return
+    answer.refused.add(kind=kind, name=name, reason=reason[:MAX_REASON])

@@ -1,0 +1,1 @@
+"""What the mesh tells others about its calls."""

@@ -1,0 +1,442 @@
+"""The library's end of the control stream, against a real control service on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+
+import grpc
+import pytest
+
+from meshrpc.clock import SYSTEM_CLOCK
+from meshrpc.control.server import ControlServer
+from meshrpc.errors import PolicyError, Problem, RegistryError, StaleIncarnation
+from meshrpc.registry.embedded import EmbeddedRegistry
+from meshrpc.registry.instance import Instance, State
+from meshrpc.subscription import Subscription
+from meshrpc.v1 import control_pb2, control_pb2_grpc, policy_pb2, policy_pb2_grpc
+
+PATIENCE = 10.0
+
+
+class Heard:
+    """A callback that notes what it is called with."""
+
+    def __init__(self, refuse: str | None = None) -> None:
+        self.all: list = []
+        self.refuse = refuse
+        self._queue: asyncio.Queue = asyncio.Queue()
+
+    def __call__(self, value) -> None:
+        self.all.append(value)
+        self._queue.put_nowait(value)
+        if self.refuse is not None and value is not None:
+            raise PolicyError((Problem("timeout", "2s", self.refuse),), source="test")
+
+    async def next(self):
+        async with asyncio.timeout(PATIENCE):
+            return await self._queue.get()
+
+
+class QuickClock:
+    """The machine's clock, for a subscription that does not dawdle: waits are cut short."""
+
+    now = staticmethod(SYSTEM_CLOCK.now)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / 20)
+
+
+def subscription(*addresses: str, service: str = "order", instance: str = "o1") -> Subscription:
+    hello = control_pb2.Hello(service=service, instance=instance, pid=1, library="0.1")
+    return Subscription(addresses, hello, clock=QuickClock(), rng=random.Random(1))
+
+
+def control(port: int = 0, store: str = "sqlite::memory:") -> ControlServer:
+    return ControlServer(f"127.0.0.1:{port}", "127.0.0.1:0", store)
+
+
+def port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+async def apply(address: str, *documents: str, namespace: str = "") -> policy_pb2.ApplyResponse:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = policy_pb2_grpc.PolicyStoreStub(channel)
+        request = policy_pb2.ApplyRequest(namespace=namespace, documents=documents)
+        return await stub.Apply(request, timeout=PATIENCE)
+
+
+async def delete(address: str, service: str) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = policy_pb2_grpc.PolicyStoreStub(channel)
+        request = policy_pb2.DeletePolicyRequest(service=service)
+        await stub.Delete(request, timeout=PATIENCE)
+
+
+async def status_of(address: str) -> control_pb2.ProcessStatus:
+    """The one process that is connected."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = control_pb2_grpc.ControlStub(channel)
+        (row,) = (await stub.Status(control_pb2.StatusRequest(), timeout=PATIENCE)).processes
+        return row
+
+
+async def until(condition) -> None:
+    """Wait for what has no event to wait for."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def settled(address: str, state: int) -> control_pb2.ProcessStatus:
+    """The one connected process, once it is in `state`."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with contextlib.suppress(ValueError):  # nobody is connected yet
+                if (row := await status_of(address)).state == state:
+                    return row
+            await asyncio.sleep(0.01)
+
+
+def document(service: str = "payment", **fields: str) -> str:
+    lines = [f"{name}: {value}" for name, value in fields.items()]
+    return "\n".join(["schema: meshrpc.policy/v1", f"service: '{service}'", *lines])
+
+
+def instance(id: str = "p1", **fields) -> Instance:  # noqa: A002
+    return Instance(id=id, service="payment", address="127.0.0.1:5001", **fields)
+
+
+SYNCED = control_pb2.ProcessStatus.STATE_SYNCED
+REFUSED = control_pb2.ProcessStatus.STATE_REFUSED
+
+
+async def test_a_policy_arrives_first_absent_then_with_each_change():
+    """None for no document, the policy once applied, None again once deleted."""
+    async with control() as server, subscription(server.address) as subscribed:
+        heard = Heard()
+        subscribed.watch_policy("payment", heard)
+        assert await heard.next() is None
+        await apply(server.address, document(timeout="2s"))
+        assert (await heard.next()).timeout == 2.0
+        assert subscribed.revision == 1
+        await delete(server.address, "payment")
+        assert await heard.next() is None
+
+
+async def test_instances_arrive_as_they_register_drain_and_leave():
+    """The first set is empty; then each change is a whole set."""
+    async with control() as server, subscription(server.address) as subscribed:
+        registry = EmbeddedRegistry(subscribed, "default")
+        heard = Heard()
+        registry.watch("payment", heard)
+        assert (await heard.next()).instances == ()
+        await registry.register(instance(zone="a", labels={"disk": "ssd"}))
+        assert (await heard.next()).instances == (instance(zone="a", labels={"disk": "ssd"}),)
+        await registry.drain(instance())
+        assert [one.state for one in (await heard.next()).instances] == [State.DRAINING]
+        await registry.deregister(instance())
+        assert (await heard.next()).instances == ()
+
+
+async def test_watches_of_one_name_share_a_resource_and_a_late_one_is_called_at_once():
+    """The second watch hears what is known before `watch_policy` returns."""
+    async with control() as server, subscription(server.address) as subscribed:
+        await apply(server.address, document(timeout="2s"))
+        first, second = Heard(), Heard()
+        subscribed.watch_policy("payment", first)
+        assert (await first.next()).timeout == 2.0
+        subscribed.watch_policy("payment", second)
+        assert [policy.timeout for policy in second.all] == [2.0]
+        await apply(server.address, document(timeout="3s"))
+        assert (await first.next()).timeout == 3.0
+        assert second.all[-1].timeout == 3.0
+
+
+async def test_a_closed_watch_is_not_called_and_a_new_one_of_its_name_is():
+    """Closing and watching anew in one breath gets an answer although control saw no change."""
+    async with control() as server, subscription(server.address) as subscribed:
+        closed, anew = Heard(), Heard()
+        watch = subscribed.watch_policy("payment", closed)
+        assert await closed.next() is None
+        watch.close()
+        watch.close()
+        subscribed.watch_policy("payment", anew)
+        assert await anew.next() is None
+        await apply(server.address, document(timeout="2s"))
+        assert (await anew.next()).timeout == 2.0
+        assert closed.all == [None]
+
+
+async def test_a_watch_that_is_the_last_of_its_name_is_dropped_at_control():
+    """After the only watch closes, control sends no more of it, and a later watch starts anew."""
+    async with control() as server, subscription(server.address) as subscribed:
+        other, closed = Heard(), Heard()
+        watch = subscribed.watch_policy("payment", closed)
+        subscribed.watch_policy("order", other)
+        await closed.next()
+        watch.close()
+        await apply(server.address, document(timeout="2s"))
+        await apply(server.address, document("order", timeout="2s"))
+        await other.next()
+        assert (await other.next()).timeout == 2.0
+        late = Heard()
+        subscribed.watch_policy("payment", late)
+        assert (await late.next()).timeout == 2.0
+        assert closed.all == [None]
+
+
+async def test_a_refused_policy_is_reported_and_holds_back_nothing_else():
+    """The process keeps what it had, status names the reason, the document beside it lands."""
+    async with control() as server, subscription(server.address) as subscribed:
+        picky, keeps, other = Heard(), Heard(), Heard()
+        subscribed.watch_policy("payment", keeps)
+        subscribed.watch_policy("payment", picky)
+        subscribed.watch_policy("order", other)
+        for heard in (picky, keeps, other):
+            assert await heard.next() is None
+        await apply(server.address, document(timeout="1s"))
+        assert (await picky.next()).timeout == (await keeps.next()).timeout == 1.0
+
+        picky.refuse = "not here"
+        await apply(server.address, document(timeout="2s"), document("order", timeout="2s"))
+        assert (await other.next()).timeout == 2.0
+        row = await settled(server.address, REFUSED)
+        assert row.reason == "policy of payment: test: timeout: 2s: not here"
+        assert row.revision == 1
+        assert [policy and policy.timeout for policy in keeps.all] == [None, 1.0, 2.0, 1.0]
+        late = Heard()
+        subscribed.watch_policy("payment", late)
+        assert (await late.next()).timeout == 1.0
+
+        picky.refuse = None
+        await apply(server.address, document(timeout="3s"))
+        assert (await settled(server.address, SYNCED)).revision == 3
+
+
+async def test_a_callback_that_fails_is_a_refusal_and_not_the_end(caplog):
+    """Whatever a watch raises, the stream goes on, and the log has the traceback."""
+
+    def fail(policy) -> None:
+        if policy is not None:
+            raise ZeroDivisionError("a bug")
+
+    async with control() as server, subscription(server.address) as subscribed:
+        subscribed.watch_policy("payment", fail)
+        await settled(server.address, SYNCED)
+        await apply(server.address, document(timeout="2s"))
+        row = await settled(server.address, REFUSED)
+        assert row.reason == "policy of payment: ZeroDivisionError: a bug"
+        assert "Traceback" in caplog.text
+        heard = Heard()
+        subscribed.watch_policy("order", heard)
+        assert await heard.next() is None
+
+
+async def test_after_a_restart_of_control_only_what_differs_is_heard(tmp_path, caplog):
+    """One warning when it goes, one line when it is back, no callback for what is the same."""
+    caplog.set_level(logging.INFO, logger="meshrpc.subscription")
+    store = f"sqlite:{tmp_path / 'control.db'}"
+    policy, instances = Heard(), Heard()
+    async with contextlib.AsyncExitStack() as stack:
+        async with control(store=store) as server:
+            address = server.address
+            subscribed = await stack.enter_async_context(subscription(address))
+            registry = EmbeddedRegistry(subscribed, "default")
+            subscribed.watch_policy("payment", policy)
+            subscribed.watch_instances("payment", instances)
+            await registry.register(instance())
+            await apply(address, document(timeout="2s"))
+            while not policy.all or policy.all[-1] is None:
+                await policy.next()
+            while not instances.all or not instances.all[-1].instances:
+                await instances.next()
+        known = len(policy.all), len(instances.all)
+
+        with pytest.raises(RegistryError, match=f"control service at {address}: .* start it with"):
+            await registry.renew(instance())
+        assert not subscribed.connected
+
+        async with control(port_of(address), store):
+            row = await settled(address, SYNCED)
+            assert (row.instance, row.revision) == ("o1", 1)
+            assert await registry.renew(instance())  # nobody was forgotten
+            assert (len(policy.all), len(instances.all)) == known
+            await apply(address, document(timeout="3s"))
+            assert (await _last(policy)).timeout == 3.0
+    ours = [record for record in caplog.records if record.name == "meshrpc.subscription"]
+    assert [record.levelname for record in ours][:2] == ["WARNING", "INFO"]
+    assert f"at {address}" in ours[0].getMessage()
+    assert "start it with: meshrpc control" in ours[0].getMessage()
+
+
+async def _last(heard: Heard):
+    value = await heard.next()
+    while value is not heard.all[-1]:
+        value = await heard.next()
+    return value
+
+
+async def test_a_control_service_that_is_not_there_costs_one_warning_a_minute(caplog):
+    """Many attempts, one line; a watch made meanwhile is answered once control is there."""
+    clock = QuickClock()
+    server = control()
+    async with server:
+        port = port_of(server.address)
+    hello = control_pb2.Hello(service="order", instance="o1")
+    slept = asyncio.Queue()
+
+    class Counting(QuickClock):
+        async def sleep(self, seconds: float) -> None:
+            slept.put_nowait(seconds)
+            await clock.sleep(seconds)
+
+    address = f"127.0.0.1:{port}"
+    async with Subscription([address], hello, clock=Counting(), rng=random.Random(1)) as away:
+        heard = Heard()
+        away.watch_policy("payment", heard)
+        async with asyncio.timeout(PATIENCE):
+            waits = [await slept.get() for _ in range(8)]
+        assert not away.connected
+        assert waits[0] <= 0.2
+        assert 2.5 <= waits[-1] <= 5.0
+        async with control(port):
+            assert await heard.next() is None
+            assert away.connected
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len([one for one in warnings if one.name == "meshrpc.subscription"]) == 1
+
+
+async def test_another_address_takes_over():
+    """With two control services the stream and the unary calls move to the one that is up."""
+    async with (
+        control() as second,
+        control() as first,
+        subscription(first.address, second.address) as subscribed,
+    ):
+        heard = Heard()
+        subscribed.watch_policy("payment", heard)
+        assert await heard.next() is None
+        assert subscribed.address == first.address
+        await apply(second.address, document(timeout="2s"))
+        await first.__aexit__(None, None, None)
+        assert (await heard.next()).timeout == 2.0
+        assert subscribed.address == second.address
+        assert await EmbeddedRegistry(subscribed, "default").services() == ()
+
+
+async def test_a_name_is_an_address_too():
+    """Host names are resolved by grpc, each by itself."""
+    async with control() as server:
+        name = f"localhost:{port_of(server.address)}"
+        async with subscription("no-such-host.invalid:1", name) as subscribed:
+            heard = Heard()
+            subscribed.watch_policy("payment", heard)
+            assert await heard.next() is None
+
+
+async def test_a_frozen_control_service_is_noticed():
+    """A connection on which nothing moves any more is given up after keepalive's two seconds."""
+    async with (
+        control() as server,
+        _Proxy(server.address) as proxy,
+        subscription(proxy.address, server.address) as subscribed,
+    ):
+        heard = Heard()
+        subscribed.watch_policy("payment", heard)
+        await heard.next()
+        assert subscribed.address == proxy.address
+        proxy.freeze()
+        started = SYSTEM_CLOCK.now()
+        await until(lambda: subscribed.connected and subscribed.address == server.address)
+        assert SYSTEM_CLOCK.now() - started < 5.0  # 2 s by design; the rest is a slow machine
+
+
+class _Proxy:
+    """Passes bytes to and fro until it is frozen; then it keeps the connections and is silent."""
+
+    def __init__(self, target: str) -> None:
+        self._target = ("127.0.0.1", port_of(target))
+        self._moving = asyncio.Event()
+        self._moving.set()
+        self._tasks: list[asyncio.Task] = []
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def freeze(self) -> None:
+        self._moving.clear()
+
+    async def _accept(self, reader, writer) -> None:
+        theirs, ours = await asyncio.open_connection(*self._target)
+        self._tasks += [
+            asyncio.create_task(self._pass(reader, ours)),
+            asyncio.create_task(self._pass(theirs, writer)),
+        ]
+
+    async def _pass(self, reader, writer) -> None:
+        try:
+            while data := await reader.read(65536):
+                await self._moving.wait()
+                writer.write(data)
+                await writer.drain()
+        finally:
+            writer.close()
+
+
+async def test_a_stream_that_is_no_control_service_is_tried_again(caplog):
+    """A port that speaks something else is a warning, not a crash."""
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with subscription(f"127.0.0.1:{port}") as subscribed:
+            await until(lambda: "cannot reach the control service" in caplog.text)
+            assert not subscribed.connected
+    finally:
+        await server.stop(None)
+
+
+async def test_it_can_be_opened_again():
+    """The same subscription, with its watches, works in a second `async with`."""
+    async with control() as server:
+        subscribed = subscription(server.address)
+        heard = Heard()
+        async with subscribed:
+            subscribed.watch_policy("payment", heard)
+            assert await heard.next() is None
+        await apply(server.address, document(timeout="2s"))
+        async with subscribed:
+            assert (await heard.next()).timeout == 2.0
+        assert repr(subscribed) == (f"<Subscription {server.address} away revision=1 resources=1>")
+
+
+async def test_an_older_incarnation_cannot_register_or_renew():
+    """The record of the newer one stays."""
+    async with control() as server, subscription(server.address) as subscribed:
+        registry = EmbeddedRegistry(subscribed, "default")
+        await registry.register(instance(incarnation=2))
+        with pytest.raises(StaleIncarnation, match="incarnation 1"):
+            await registry.register(instance(incarnation=1))
+        assert not await registry.renew(instance(incarnation=1))
+        assert await registry.instances("payment") == (instance(incarnation=2),)
+
+
+async def test_what_the_registry_refuses_says_why():
+    """Bad input is an error with the server's words, not a lost connection."""
+    async with control() as server, subscription(server.address) as subscribed:
+        registry = EmbeddedRegistry(subscribed, "default")
+        bad = Instance(id="p1", service="payment", address="nowhere")
+        with pytest.raises(RegistryError, match="address 'nowhere': an address is host:port"):
+            await registry.register(bad)
