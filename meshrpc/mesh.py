@@ -31,6 +31,7 @@ from meshrpc.policies import Policies
 from meshrpc.policy.model import EffectivePolicy
 from meshrpc.registry import static
 from meshrpc.registry.embedded import EmbeddedRegistry
+from meshrpc.registry.memory import MemoryRegistry
 from meshrpc.registry.registry import Registry, Watch
 from meshrpc.registry.urls import create_registry
 from meshrpc.settings import Settings
@@ -256,6 +257,9 @@ class _Session:
 
     def _create_registry(self, subscription: Subscription | None) -> Registry:
         settings = self._mesh.settings
+        if isinstance(settings.registry, MemoryRegistry):
+            # One object may be shared by meshes of several namespaces.
+            return settings.registry.in_namespace(settings.namespace)
         if not isinstance(settings.registry, str):
             return settings.registry
 

@@ -17,7 +17,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 
@@ -28,6 +28,7 @@ from meshrpc.policy.model import Policy
 from meshrpc.registry.instance import Instance
 from meshrpc.registry.registry import Snapshot, Watch
 from meshrpc.v1 import control_pb2, control_pb2_grpc, policy_pb2
+from meshrpc.watched import Resource, ResourceWatch
 
 BACKOFF_BASE = 0.2
 BACKOFF_MAX = 5.0
@@ -91,8 +92,8 @@ class Subscription:
         self._hello = hello
         self._clock = clock
         self._rng = rng
-        self._policies: dict[str, _Resource[Policy | None]] = {}
-        self._instances: dict[str, _Resource[tuple[Instance, ...]]] = {}
+        self._policies: dict[str, Resource[Policy | None]] = {}
+        self._instances: dict[str, Resource[tuple[Instance, ...]]] = {}
         self._current = 0
         self._failures = 0
         self._channels: tuple[grpc.aio.Channel, ...] = ()
@@ -196,13 +197,13 @@ class Subscription:
         )
 
     def _watch(
-        self, resources: dict[str, _Resource[T]], name: str, listener: Callable[[T], None]
+        self, resources: dict[str, Resource[T]], name: str, listener: Callable[[T], None]
     ) -> Watch:
         resource = resources.get(name)
         if resource is None:
-            resource = resources[name] = _Resource()
+            resource = resources[name] = Resource()
             self._interest_changed()
-        watch = _Watch(resource, listener, self._interest_changed)
+        watch = ResourceWatch(resource, listener, self._interest_changed)
         resource.listeners.append(watch)
         try:
             resource.catch_up(watch)
@@ -318,65 +319,6 @@ async def _write(outgoing: asyncio.Queue[control_pb2.SubscribeRequest], call: An
     """Write what is put into the queue; when the stream fails, its reader hears of it."""
     while True:
         await call.write(await outgoing.get())
-
-
-class _Resource(Generic[T]):
-    """One policy or instance set: what is known of it, and who listens."""
-
-    __slots__ = ("is_known", "listeners", "value")
-
-    def __init__(self) -> None:
-        self.listeners: list[_Watch[T]] = []
-        self.is_known = False
-        self.value: T
-
-    def catch_up(self, watch: _Watch[T]) -> None:
-        if self.is_known:
-            watch.listener(self.value)
-
-    def offer(self, value: T) -> None:
-        """Tell all who listen, if it is news; when one refuses, all go back to what was known."""
-        if self.is_known and value == self.value:
-            return
-        told: list[_Watch[T]] = []
-        try:
-            for watch in tuple(self.listeners):
-                if not watch.is_closed:  # by a callback that was called before it
-                    told.append(watch)
-                    watch.listener(value)
-        except BaseException:
-            if self.is_known:
-                for watch in told[:-1]:
-                    watch.listener(self.value)
-            raise
-        self.value = value
-        self.is_known = True
-
-
-class _Watch(Generic[T]):
-    """One listener of a resource."""
-
-    __slots__ = ("_on_close", "_resource", "is_closed", "listener")
-
-    def __init__(
-        self,
-        resource: _Resource[T],
-        listener: Callable[[T], None],
-        on_close: Callable[[], None],
-    ) -> None:
-        self.listener = listener
-        self.is_closed = False
-        self._resource = resource
-        self._on_close = on_close
-
-    def close(self) -> None:
-        """Stop listening."""
-        if self.is_closed:
-            return
-        self.is_closed = True
-        self._resource.listeners.remove(self)
-        if not self._resource.listeners:
-            self._on_close()
 
 
 @contextlib.contextmanager

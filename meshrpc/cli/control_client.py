@@ -158,6 +158,8 @@ class ControlClient:
             case grpc.StatusCode.DEADLINE_EXCEEDED:
                 return ControlError(f"{where} did not answer within {ANSWER_WITHIN:g} s")
             case grpc.StatusCode.UNAVAILABLE:
+                if details.startswith("failed to connect"):
+                    details = details.rpartition(": ")[2]  # the rest repeats the address
                 return ControlError(
                     f"{where} accepts connections but does not answer ({details}); "
                     "if that is another program, give the address `meshrpc control` prints as grpc"

@@ -186,7 +186,10 @@ class Supervisor:
             self._cannot_start = worker.failure
             self._stop(f"worker {worker.number} cannot start")
             return
-        how = f"died: {describe_exit(code)}" if worker.failure is None else worker.failure
+        if worker.failure is None:
+            how = f"died: {describe_exit(code)}"
+        else:
+            how = f"cannot start: {worker.failure}"
         self._restart_later(worker, f"worker {worker.number} (pid {process.pid}) {how}")
 
     def _restart_later(self, worker: _Worker, reason: str) -> None:

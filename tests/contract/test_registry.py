@@ -7,6 +7,9 @@ A registry under test is a `Place`. To add one, write a fixture `NAME_place` and
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import random
+import threading
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -14,14 +17,18 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from meshrpc.control.server import ControlServer
 from meshrpc.errors import ReadOnlyRegistry, StaleIncarnation
 from meshrpc.registry.consul import ConsulRegistry
+from meshrpc.registry.embedded import EmbeddedRegistry
 from meshrpc.registry.instance import Health, Instance, State
 from meshrpc.registry.memory import MemoryRegistry
 from meshrpc.registry.registry import LEASE, Registry, Snapshot
 from meshrpc.registry.static import StaticRegistry
+from meshrpc.subscription import Subscription
+from meshrpc.v1 import control_pb2
 
-WRITABLE = ["memory", pytest.param("consul", marks=pytest.mark.consul)]
+WRITABLE = ["memory", "embedded", pytest.param("consul", marks=pytest.mark.consul)]
 READABLE = [*WRITABLE, "static"]
 
 Open = Callable[[str], AbstractAsyncContextManager[Registry]]
@@ -53,6 +60,55 @@ def consul_place(consul_url) -> Place:
     return Place(
         lambda namespace: ConsulRegistry(consul_url, namespace),
         lambda namespace: ConsulRegistry(consul_url, namespace, lease=1.0),
+        run_out,
+    )
+
+
+class _Embedded(EmbeddedRegistry):
+    """The control service's registry, with a control stream of its own."""
+
+    def __init__(self, address: str, namespace: str, lease: float = LEASE) -> None:
+        hello = control_pb2.Hello(namespace=namespace, service="test", instance="t1")
+        self._stream = Subscription([address], hello, rng=random.Random(1))
+        super().__init__(self._stream, namespace, lease=lease)
+
+    async def __aenter__(self):
+        await self._stream.__aenter__()
+        return self
+
+    async def __aexit__(self, *error) -> None:
+        await self._stream.__aexit__(*error)
+
+
+@pytest.fixture
+def control_address():
+    """A control service in a thread, so that its tasks are not among the test's."""
+    started: concurrent.futures.Future[str] = concurrent.futures.Future()
+    ends: concurrent.futures.Future = concurrent.futures.Future()
+
+    async def serve() -> None:
+        async with ControlServer("127.0.0.1:0", "127.0.0.1:0") as server:
+            end = asyncio.Event()
+            ends.set_result((asyncio.get_running_loop(), end))
+            started.set_result(server.address)
+            await end.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    yield started.result(10)
+    loop, end = ends.result()
+    loop.call_soon_threadsafe(end.set)
+    thread.join()
+
+
+@pytest.fixture
+def embedded_place(control_address) -> Place:
+    async def run_out() -> None:
+        """Control's own time passes: the tests wait for what it does."""
+
+    return Place(
+        lambda namespace: _Embedded(control_address, namespace),
+        lambda namespace: _Embedded(control_address, namespace, lease=1.0),
         run_out,
     )
 
@@ -296,7 +352,10 @@ async def test_closing_a_registry_leaves_no_task_behind(place, instance):
     async with place.open("default") as registry:
         await registry.register(instance)
         await Watched(registry, instance.service).until(instance)
-    assert asyncio.all_tasks() == before
+    # grpc ends its own task of a closed call a turn of the loop later.
+    if left := asyncio.all_tasks() - before:
+        await asyncio.wait(left, timeout=5)
+    assert asyncio.all_tasks() <= before
 
 
 # Registries that only list.

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc.aio
 import pytest
@@ -24,12 +25,13 @@ import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
 from grpc_reflection.v1alpha import reflection
 
-from meshrpc.v1 import registry_pb2, registry_pb2_grpc
+from meshrpc.v1 import control_pb2, control_pb2_grpc, registry_pb2, registry_pb2_grpc
 
 pytestmark = pytest.mark.process
 
 PATIENCE = 30.0
 """Seconds until a test gives up on something that should happen."""
+ROOT = Path(__file__).parents[2]
 MESHRPC = (sys.executable, "-m", "meshrpc")
 CHARGE = "payment.v1.PaymentService/Charge"
 
@@ -73,6 +75,7 @@ async def start(*arguments, control="127.0.0.1:1", **streams):
     return await asyncio.create_subprocess_exec(
         *MESHRPC,
         *arguments,
+        cwd=ROOT,
         env=environment(control=control),
         stdin=streams.get("stdin", subprocess.DEVNULL),
         stdout=subprocess.PIPE,
@@ -144,6 +147,7 @@ def shop(control, tmp_path_factory):
                 processes.append(
                     subprocess.Popen(
                         command,
+                        cwd=ROOT,
                         env=environment(control=control, state_dir=str(state)),
                         stdout=subprocess.DEVNULL,
                         stderr=log,
@@ -352,43 +356,74 @@ async def test_an_unknown_service_is_named_with_those_there_are(shop):
     )
 
 
-@pytest.mark.parametrize("names", [["echo"], []])
+@pytest.mark.parametrize("names", [["echo"], []], ids=["one", "all"])
 async def test_watch_prints_each_change_until_it_is_interrupted(control, names):
-    """An instance comes, drains and goes: three lines; Ctrl-C is a good end. A service that was
-    not there when the watch of all services began is found, too."""
+    """An instance of a service that was unknown at first comes, changes, drains and goes: four
+    lines, in JSON one object each; Ctrl-C is a good end."""
     namespace = f"watch-{len(names)}"
-    watching = ("registry", "watch", *names, "--namespace", namespace, "-o", "json")
-    instance = registry_pb2.Instance(
-        id="echo-1", service="echo", namespace=namespace, address="127.0.0.1:5001", weight=1
-    )
-    this = {"namespace": namespace, "service": "echo", "id": "echo-1"}
-    process = await start(*watching, control=control)
+
+    def register(service, weight):
+        instance = registry_pb2.Instance(
+            id=f"{service}-1",
+            service=service,
+            namespace=namespace,
+            address="127.0.0.1:5001",
+            weight=weight,
+        )
+        request = registry_pb2.RegisterRequest(instance=instance, lease_seconds=PATIENCE)
+        return registry.Register(request)
+
+    async with (
+        running_watch(*names, "--namespace", namespace, control=control) as process,
+        grpc.aio.insecure_channel(control) as channel,
+    ):
+        registry = registry_pb2_grpc.RegistryStub(channel)
+        if names:
+            waiting = await process.stderr.readline()
+            assert waiting == b"no service named 'echo' yet: waiting for it\n"
+        else:
+            await register("first", 1)
+            assert json.loads(await process.stdout.readline())["service"] == "first"
+        this = {"namespace": namespace, "service": "echo", "id": "echo-1"}
+        lines = []
+        for step in (
+            lambda: register("echo", 1),
+            lambda: register("echo", 2),
+            lambda: registry.Drain(registry_pb2.DrainRequest(**this)),
+            lambda: registry.Deregister(registry_pb2.DeregisterRequest(**this)),
+        ):
+            await step()
+            lines.append(json.loads(await process.stdout.readline()))
+    assert [line["change"] for line in lines] == ["added", "changed", "draining", "removed"]
+    assert [line["weight"] for line in lines] == [1, 2, 2, 2]
+    assert [line["state"] for line in lines[:3]] == ["active", "active", "draining"]
+    assert {line["id"] for line in lines} == {"echo-1"}
+
+
+async def test_watch_prints_a_line_of_text_unless_told_otherwise():
+    """The instances there are at first come as added."""
+    url = "static:payment=127.0.0.1:5001"
+    async with running_watch("-r", url, output="table") as process:
+        line = (await process.stdout.readline()).decode()
+    assert line.split() == [
+        *("added", "payment", "127.0.0.1:5001", "127.0.0.1:5001", "-", "unknown", "active")
+    ]
+
+
+@contextlib.asynccontextmanager
+async def running_watch(*arguments, output="json", **options):
+    """A `meshrpc registry watch`, ended by Ctrl-C and held to ending well."""
+    process = await start("registry", "watch", *arguments, "-o", output, **options)
     try:
-        async with asyncio.timeout(PATIENCE), grpc.aio.insecure_channel(control) as channel:
-            registry = registry_pb2_grpc.RegistryStub(channel)
-            await registry.Register(
-                registry_pb2.RegisterRequest(instance=instance, lease_seconds=PATIENCE)
-            )
-            added = json.loads(await process.stdout.readline())
-            await registry.Drain(registry_pb2.DrainRequest(**this))
-            draining = json.loads(await process.stdout.readline())
-            await registry.Deregister(registry_pb2.DeregisterRequest(**this))
-            removed = json.loads(await process.stdout.readline())
+        async with asyncio.timeout(PATIENCE):
+            yield process
             process.send_signal(signal.SIGINT)
-            rest, err = await process.communicate()
+            out, err = await process.communicate()
+        assert (process.returncode, out, err) == (0, b"", b"")
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    assert [line["change"] for line in (added, draining, removed)] == [
-        "added",
-        "draining",
-        "removed",
-    ]
-    assert [line["state"] for line in (added, draining)] == ["active", "draining"]
-    assert {line["id"] for line in (added, draining, removed)} == {"echo-1"}
-    assert (process.returncode, rest) == (0, b"")
-    assert b"Traceback" not in err
 
 
 # policy
@@ -552,7 +587,73 @@ async def test_status_shows_every_connected_process(shop):
     assert re.fullmatch(r"control is at revision \d+", caption)
 
 
+async def test_status_tells_who_refused_and_who_has_not_answered(control):
+    """A process that refuses a policy is shown with its reason, a silent one as pending."""
+    here = "status"
+    async with grpc.aio.insecure_channel(control) as channel, asyncio.timeout(PATIENCE):
+        subscribe = control_pb2_grpc.ControlStub(channel).Subscribe
+        streams = {}
+        for name in ("refusing", "silent"):
+            hello = control_pb2.Hello(namespace=here, service="echo", instance=name, pid=1)
+            interest = control_pb2.Interest(policies=["echo"])
+            streams[name] = subscribe()
+            await streams[name].write(control_pb2.SubscribeRequest(hello=hello))
+            await streams[name].write(control_pb2.SubscribeRequest(interest=interest))
+        document = LIMIT.replace("payment", "echo").encode()
+        apply = ("policy", "apply", "-f", "-", "--namespace", here, "-o", "json")
+        revision = (await meshrpc(*apply, control=control, stdin=document)).json()["revision"]
+        pushed = 0
+        while pushed < revision:
+            push = await streams["refusing"].read()
+            pushed = push.revision
+            answer = control_pb2.Acknowledgement(nonce=push.nonce)
+            for policy in push.policies:
+                if policy.document:
+                    answer.refused.add(
+                        kind=control_pb2.Refusal.KIND_POLICY,
+                        name=policy.service,
+                        reason="timeout: not today",
+                    )
+            await streams["refusing"].write(control_pb2.SubscribeRequest(acknowledgement=answer))
+        found = {}
+        while found.get("refusing", {}).get("state") != "refused":
+            answer = await meshrpc("status", "--namespace", here, "-o", "json", control=control)
+            found = {each["instance"]: each for each in answer.json()}
+        for stream in streams.values():
+            stream.cancel()
+    assert "timeout: not today" in found["refusing"]["reason"]
+    assert found["silent"]["state"] == "pending"
+    assert found["silent"]["reason"]
+
+
 # call
+
+
+async def test_a_limit_holds_as_long_as_its_policy(shop):
+    """After `apply` of one call an hour the second is refused, with when to come back; after
+    `delete` calls are answered again."""
+    listing = ("call", "order", "order.v1.OrderService/ListOrders")
+    limit = "{schema: meshrpc.policy/v1, service: order, rate_limits: [LIMIT]}".replace(
+        "LIMIT", "{name: all, key: [method], rate: 1/h, burst: 1}"
+    )
+
+    async def taken(change):
+        """Wait until every process has taken the change."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                found = (await meshrpc("status", "-o", "json", control=shop)).json()
+                if all(each["revision"] >= change["revision"] for each in found):
+                    return
+
+    here = ("-o", "json")
+    applied = await meshrpc("policy", "apply", "-f", "-", *here, control=shop, stdin=limit.encode())
+    await taken(applied.json())
+    assert (await meshrpc(*listing, control=shop)).code == 0
+    said = (await meshrpc(*listing, control=shop)).error()
+    assert said.startswith("RESOURCE_EXHAUSTED: ")
+    assert re.search(r"retry-after: 3[56]\d\d", said)
+    await taken((await meshrpc("policy", "delete", "order", *here, control=shop)).json())
+    assert (await meshrpc(*listing, control=shop)).code == 0
 
 
 async def test_a_call_goes_through_the_mesh(shop):

@@ -165,6 +165,20 @@ async def test_a_killed_worker_is_replaced(start):
     assert int(await call(before[2].address, "Pid")) == before[2].pid
 
 
+async def test_a_worker_that_cannot_start_again_is_tried_until_it_can(start, tmp_path):
+    """Once a worker has served, a broken module costs it backoff, not the whole team its life."""
+    run = await start("echo:service", "--workers", "2")
+    before = await run.ready(2)
+    module = tmp_path / "echo.py"
+    whole = module.read_text()
+    module.write_text("import nowhere\n")
+    os.kill(before[1].pid, signal.SIGKILL)
+    await run.until(r"worker 1 \(pid \d+\) cannot start: .*nowhere'; restarting in 0\.[0-9] s$")
+    assert int(await call(before[2].address, "Pid")) == before[2].pid
+    module.write_text(whole)
+    assert list(await run.ready()) == [1]
+
+
 async def test_no_worker_outlives_a_killed_supervisor(start):
     """After a kill -9 of the supervisor the workers drain and end by themselves."""
     run = await start("echo:service", "--workers", "2")
@@ -201,6 +215,19 @@ async def test_a_second_signal_ends_hanging_handlers_at_once(start):
     assert run.lines[-1] == "error: workers were killed before they had drained"
     with pytest.raises(grpc.aio.AioRpcError):
         await hanging
+
+
+@pytest.mark.soak
+async def test_a_frozen_worker_is_killed_when_its_time_to_stop_is_over(start, tmp_path):
+    """A worker that cannot even run does not keep the supervisor from ending; exit code 1."""
+    module = tmp_path / "echo.py"
+    module.write_text(module.read_text().replace('Service("echo"', 'Service("echo", grace=0.1'))
+    run = await start("echo:service", "--workers", "2")
+    workers = await run.ready(2)
+    os.kill(workers[1].pid, signal.SIGSTOP)
+    run.process.terminate()
+    await run.until("out of time: 1 worker killed")
+    assert await run.end() == 1
 
 
 async def test_a_crash_loop_backs_off_and_can_be_stopped(start, tmp_path):

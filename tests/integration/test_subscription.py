@@ -156,6 +156,24 @@ async def test_watches_of_one_name_share_a_resource_and_a_late_one_is_called_at_
         assert second.all[-1].timeout == 3.0
 
 
+async def test_a_callback_may_open_and_close_watches_of_its_own_resource():
+    """Those opened hear the value that is being told, those closed do not."""
+    async with control() as server, subscription(server.address) as subscribed:
+        opened, closed, last = Heard(), Heard(), Heard()
+
+        def first(policy) -> None:
+            if not opened.all:
+                watch.close()
+                subscribed.watch_policy("payment", opened)
+
+        subscribed.watch_policy("payment", first)
+        watch = subscribed.watch_policy("payment", closed)
+        subscribed.watch_policy("payment", last)
+        assert await last.next() is None
+        assert await opened.next() is None
+        assert closed.all == []
+
+
 async def test_a_closed_watch_is_not_called_and_a_new_one_of_its_name_is():
     """Closing and watching anew in one breath gets an answer although control saw no change."""
     async with control() as server, subscription(server.address) as subscribed:
