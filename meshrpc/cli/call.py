@@ -26,16 +26,16 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
 from meshrpc import wire
-from meshrpc.cli.control_client import reachable
 from meshrpc.cli.reflection import find_method, message_from_json, message_to_json
 from meshrpc.cli.registry import is_embedded, known_instances, registry_options
 from meshrpc.clock import SYSTEM_CLOCK
+from meshrpc.control.client import reachable
 from meshrpc.errors import ControlError, MeshError
 from meshrpc.mesh import Mesh
 from meshrpc.policy.schema import Place, RefusedError, Report, duration
 from meshrpc.settings import Settings
 
-_TRAILERS: Final = (wire.RETRY_AFTER, wire.RETRY_PUSHBACK, wire.NOT_EXECUTED, wire.DRAIN)
+_TRAILERS: Final = (wire.RETRY_AFTER, wire.NOT_EXECUTED, wire.DRAIN)
 """Trailers that say what to do about a failure."""
 
 _KEY = re.compile(r"[0-9a-z_.-]+")

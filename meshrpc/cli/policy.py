@@ -19,9 +19,10 @@ import click
 import yaml
 
 from meshrpc.cli import Failure
-from meshrpc.cli.control_client import ControlClient, DocumentsRefused, control_options
+from meshrpc.cli.options import control_options
 from meshrpc.cli.output import Output, output_option, show_record, show_records
 from meshrpc.cli.reflection import did_you_mean
+from meshrpc.control.client import ControlClient, DocumentsRefused
 from meshrpc.errors import ControlError, MeshError, PolicyError, Problem
 from meshrpc.policy.documents import Document, load_documents
 from meshrpc.settings import Settings

@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 
 import click
 
-from meshrpc.cli.control_client import control_options, reachable
+from meshrpc.cli.options import control_options
 from meshrpc.cli.output import Output, output_option, show_next, show_records
 from meshrpc.cli.reflection import did_you_mean
 from meshrpc.clock import SYSTEM_CLOCK, Clock
+from meshrpc.control.client import reachable
 from meshrpc.errors import RegistryError
 from meshrpc.mesh import Mesh
 from meshrpc.registry.instance import Instance, State

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from meshrpc.cli.control_client import ControlClient, control_options
+from meshrpc.cli.options import control_options
 from meshrpc.cli.output import Output, output_option, show_records
+from meshrpc.control.client import ControlClient
 from meshrpc.settings import Settings
 from meshrpc.v1 import control_pb2
 

@@ -22,18 +22,17 @@ from typing import Any
 from rich.console import Console
 
 import meshrpc
-from meshrpc.cli.control_client import ControlClient
+from meshrpc.control.client import ControlClient
 from meshrpc.demo.books import audit
+from meshrpc.demo.chaos import Chaos
 from meshrpc.demo.customers import Customers, Sales
+from meshrpc.demo.policy_desk import PolicyDesk, shop_documents
 from meshrpc.demo.processes import Processes
 from meshrpc.demo.spans import Span, SpanCollector
 from meshrpc.demo.view import Board, View
 from meshrpc.errors import MeshError, RegistryError
 from meshrpc.mesh import Mesh
-from meshrpc.policy import Document, load_documents
-from meshrpc.registry.instance import Instance
 from meshrpc.telemetry.export import start_export
-from meshrpc.v1 import control_pb2
 
 FLEET = {
     "order": (("services.order.app:service", 2),),
@@ -42,18 +41,8 @@ FLEET = {
 """What runs: per service, the modules and how many workers of each."""
 
 READY_WITHIN = 60.0
-SYNCED_WITHIN = 10.0
 _REFRESH_EVERY = 0.25
 _ORDERS_END_WITHIN = 30.0
-
-CHANGED_POLICY = """
-schema: meshrpc.policy/v1
-service: payment
-timeout: 2s
-balancer: round_robin
-retry: {attempts: 3, codes: [UNAVAILABLE], per_attempt_timeout: 500ms}
-"""
-"""What is pushed while the demo runs: payment's balancer goes from peak_ewma to round_robin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +131,15 @@ class Demo:
             client = await stack.enter_async_context(
                 ControlClient([control], namespace=environment["MESHRPC_NAMESPACE"])
             )
-            await self._apply(client, self._documents())
+            policies = PolicyDesk(client, self._view, self._board)
+            await policies.push(shop_documents(self._folder))
             mesh = await self._enter_mesh(stack, environment)
             with self._console.status("starting order x2, payment x3…"):
                 self._start_services(processes, environment)
                 await self._wait_for_fleet(mesh, processes)
             customers = self._customers(mesh)
             with self._view.shown():
-                await self._play(mesh, client, processes, customers)
+                await self._play(mesh, policies, processes, customers)
             return customers.sales
 
     # Starting.
@@ -220,16 +210,20 @@ class Demo:
     # Playing.
 
     async def _play(
-        self, mesh: Mesh, client: ControlClient, processes: Processes, customers: Customers
+        self, mesh: Mesh, policies: PolicyDesk, processes: Processes, customers: Customers
     ) -> None:
         loop = asyncio.get_running_loop()
         self._started = loop.time()
-        acts: list[Coroutine[Any, Any, None]] = [customers.shop(), self._change_policy(client)]
-        if self._script.chaos:
-            acts += [self._kill(), self._freeze()]
-        async with AsyncExitStack() as stack:
-            tasks = [asyncio.create_task(act) for act in acts]
-            stack.push_async_callback(_end, tasks)
+        script, chaos = self._script, Chaos(self._board, self._view, self._rng)
+        acts: list[Coroutine[Any, Any, None]] = [
+            customers.shop(),
+            policies.change(after=script.policy_at),
+        ]
+        if script.chaos:
+            acts.append(chaos.kill(after=script.kill_at))
+            acts.append(chaos.freeze(after=script.freeze_at, seconds=script.freeze_for))
+        tasks = [asyncio.create_task(act) for act in acts]
+        try:
             while (elapsed := loop.time() - self._started) < self._script.duration:
                 self._board.elapsed = elapsed
                 if self._interrupted.is_set():
@@ -240,8 +234,10 @@ class Demo:
                 await self._look(mesh)
                 self._view.refresh(loop.time(), customers.sales)
                 await asyncio.sleep(_REFRESH_EVERY)
-        self._thaw_all()
-        await customers.leave(1.0 if self._interrupted.is_set() else _ORDERS_END_WITHIN)
+        finally:
+            await _end(tasks)
+            chaos.thaw_all()
+            await customers.leave(1.0 if self._interrupted.is_set() else _ORDERS_END_WITHIN)
         self._board.elapsed = loop.time() - self._started
         self._view.refresh(loop.time(), customers.sales)
 
@@ -256,83 +252,6 @@ class Demo:
 
     def _on_span(self, span: Span) -> None:
         self._board.traffic.add(span, asyncio.get_running_loop().time())
-
-    async def _change_policy(self, client: ControlClient) -> None:
-        await asyncio.sleep(self._script.policy_at)
-        await self._apply(client, load_documents(CHANGED_POLICY))
-
-    async def _apply(self, client: ControlClient, documents: tuple[Document, ...]) -> None:
-        loop = asyncio.get_running_loop()
-        applied = loop.time()
-        answer = await client.apply_policies([document.canonical for document in documents])
-        self._board.policy = f"policy revision {answer.revision}"
-        names = ", ".join(answer.changed)
-        self._view.event(f"policy revision {answer.revision} pushed: {names}")
-        waiting: list[str] = []
-        async with asyncio.timeout(SYNCED_WITHIN):
-            while True:
-                status = await client.status()
-                waiting = [
-                    process.instance
-                    for process in status.processes
-                    if process.state != control_pb2.ProcessStatus.STATE_SYNCED
-                    # A frozen process answers when it is thawed.
-                    and process.instance not in self._board.frozen
-                ]
-                if not waiting:
-                    break
-                await asyncio.sleep(0.02)
-        if status.processes:
-            self._view.event(
-                f"policy revision {answer.revision} landed in {len(status.processes)} processes "
-                f"after {(loop.time() - applied) * 1000:.0f} ms"
-            )
-
-    def _documents(self) -> tuple[Document, ...]:
-        files = sorted((self._folder / "policies").glob("*.yaml"))
-        return tuple(
-            document
-            for file in files
-            for document in load_documents(file.read_text(), source=file.name)
-        )
-
-    # Breaking.
-
-    async def _kill(self) -> None:
-        await asyncio.sleep(self._script.kill_at)
-        victim = self._victim(version="v1")
-        if victim is not None and victim.pid is not None:
-            os.kill(victim.pid, signal.SIGKILL)
-            self._view.event(f"killed {victim.id} (pid {victim.pid}) with SIGKILL")
-
-    async def _freeze(self) -> None:
-        await asyncio.sleep(self._script.freeze_at)
-        victim = self._victim(version="v1")
-        if victim is None or victim.pid is None:
-            return
-        os.kill(victim.pid, signal.SIGSTOP)
-        self._board.frozen.add(victim.id)
-        self._view.event(f"froze {victim.id} (pid {victim.pid}) with SIGSTOP")
-        await asyncio.sleep(self._script.freeze_for)
-        self._thaw_all()
-
-    def _victim(self, version: str) -> Instance | None:
-        candidates = [
-            instance
-            for id_, instance in self._board.instances.items()
-            if id_ in self._board.present
-            and instance.service == "payment"
-            and instance.version == version
-        ]
-        return self._rng.choice(candidates) if candidates else None
-
-    def _thaw_all(self) -> None:
-        for id_ in tuple(self._board.frozen):
-            pid = self._board.instances[id_].pid
-            if pid is not None:
-                os.kill(pid, signal.SIGCONT)
-            self._board.frozen.discard(id_)
-            self._view.event(f"thawed {id_}")
 
 
 def _raise_first(tasks: list[asyncio.Task[None]]) -> None:

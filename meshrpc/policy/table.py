@@ -36,7 +36,7 @@ def is_idempotent(method: str) -> bool:
 
     A method whose descriptor is not loaded in this process counts as not idempotent.
     """
-    pool = descriptor_pool.Default()  # type: ignore[no-untyped-call]
+    pool = descriptor_pool.Default()
     try:
         descriptor = pool.FindMethodByName(method.replace("/", "."))
     except KeyError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping
 
 from opentelemetry import trace
@@ -18,7 +19,7 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
 # A collector that does not answer must not hold up a process that wants to end.
-FLUSH_WITHIN_MS = 3_000
+FLUSH_WITHIN = 3.0
 
 
 def start_export(
@@ -30,7 +31,7 @@ def start_export(
 ) -> Callable[[], None] | None:
     """Export spans over OTLP/gRPC as OpenTelemetry's environment variables say.
 
-    Returns a function that sends what is left, within `FLUSH_WITHIN_MS`; it blocks, and may be
+    Returns a function that sends what is left, within `FLUSH_WITHIN` seconds; it blocks, and may be
     called more than once. None when there is no endpoint, or the program has a provider.
     """
     environ = os.environ if environ is None else environ
@@ -71,7 +72,11 @@ def _install(
     trace.set_tracer_provider(provider)
 
     def flush() -> None:
-        if not provider.force_flush(FLUSH_WITHIN_MS):
+        # The SDK takes a timeout here and ignores it. A daemon thread can be left behind.
+        flushing = threading.Thread(target=provider.force_flush, daemon=True)
+        flushing.start()
+        flushing.join(FLUSH_WITHIN)
+        if flushing.is_alive():
             _LOG.warning("the collector did not take the last spans in time")
 
     return flush

@@ -25,6 +25,7 @@ from meshrpc.errors import RegistryError, SettingsError
 from meshrpc.interceptors.server_call import current_call
 from meshrpc.registry.instance import Health, State
 from meshrpc.registry.memory import MemoryRegistry
+from meshrpc.registry.registration import Registration
 from meshrpc.server.listening import advertised
 from meshrpc.server.service import Service
 from meshrpc.wire import DRAIN, NOT_EXECUTED
@@ -180,21 +181,32 @@ async def test_an_address_of_another_machine_is_one_clear_error():
         await service.__aenter__()
 
 
-async def test_a_service_that_cannot_join_the_mesh_frees_its_port():
-    """A failed start leaves nothing listening."""
+async def test_a_service_that_cannot_start_leaves_nothing_behind(monkeypatch):
+    """A start that fails at its last step frees the port, and the next start works."""
 
-    class Broken(MemoryRegistry):
-        async def __aenter__(self) -> Any:
-            raise RegistryError("no")
+    async def broken(registration: Registration) -> None:
+        raise RegistryError("no")
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with pytest.raises(RegistryError):
-        await payment_service(Broken(), listen=f"127.0.0.1:{port}").__aenter__()
+    service = payment_service(listen=f"127.0.0.1:{port}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Registration, "start", broken)
+        with pytest.raises(RegistryError):
+            await service.__aenter__()
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
+    async with service:
+        assert service.address == f"127.0.0.1:{port}"
+
+
+async def test_a_service_that_cannot_join_the_mesh_says_why():
+    """The mesh's own error reaches whoever enters the service."""
+    service = Service("payment", registry="mesh:", control="none")
+    with pytest.raises(SettingsError, match="control is 'none'"):
+        await service.__aenter__()
 
 
 def test_the_advertised_address_is_one_that_callers_can_use():

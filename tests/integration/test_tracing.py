@@ -18,6 +18,7 @@ from opentelemetry.instrumentation.grpc import (
     GrpcAioInstrumentorServer,
     client_interceptor,
     filters,
+    grpcext,
 )
 from opentelemetry.proto.collector.trace.v1 import (
     trace_service_pb2,
@@ -236,7 +237,7 @@ def test_an_instrumented_plain_client_joins_one_trace_without_double_spans(spans
 
     def call(address: str) -> bytes:
         with grpc.insecure_channel(address) as plain:
-            channel = grpc.intercept_channel(plain, client_interceptor())
+            channel = grpcext.intercept_channel(plain, client_interceptor())
             answer: bytes = channel.unary_unary(PATH)(b"x", timeout=5)
             return answer
 
@@ -305,7 +306,7 @@ def test_what_is_injected_is_metadata_that_continues_the_span(spans):
         context.detach(token)
     ids = span.get_span_context()
     assert injected == {
-        "traceparent": f"00-{ids.trace_id:032x}-{ids.span_id:016x}-01",
+        "traceparent": f"00-{ids.trace_id:032x}-{ids.span_id:016x}-{ids.trace_flags:02x}",
         "baggage": "tenant=acme",
     }
     span.end()
@@ -369,7 +370,12 @@ async def run_exporting(endpoint: str) -> str:
         EXPORTING,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "PYTHONPATH": "."},
+        env={
+            "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+            # A patient exporter: what bounds the wait has to be ours.
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "60",
+            "PYTHONPATH": ".",
+        },
     )
     try:
         async with asyncio.timeout(30):

@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
-import click
 import grpc
 
 from meshrpc.errors import ControlError
@@ -31,24 +30,6 @@ CONNECT_WITHIN: Final = 2.0
 """Seconds to find an address that accepts a connection, over all of them."""
 ANSWER_WITHIN: Final = 5.0
 """Seconds for one call; a store that syncs to a slow disk answers well within."""
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def control_options(command: _Command) -> _Command:
-    """Give a command `--control` and `--namespace`; it receives `control` and `namespace`.
-
-    Both are None when not given: `Settings.resolve` then looks into the environment.
-    """
-    namespace = click.option(
-        "--namespace", metavar="NAME", help="The namespace.  [env: MESHRPC_NAMESPACE]"
-    )
-    control = click.option(
-        "--control",
-        metavar="HOST:PORT[,...]",
-        help="The control service.  [env: MESHRPC_CONTROL; default: 127.0.0.1:7700]",
-    )
-    return control(namespace(command))
 
 
 class DocumentsRefused(ControlError):  # noqa: N818 - like errors.StaleIncarnation
@@ -133,11 +114,11 @@ class ControlClient:
 
     @property
     def _control(self) -> Any:
-        return control_pb2_grpc.ControlStub(self._channel)  # type: ignore[no-untyped-call]
+        return control_pb2_grpc.ControlStub(self._channel)
 
     @property
     def _policies(self) -> Any:
-        return policy_pb2_grpc.PolicyStoreStub(self._channel)  # type: ignore[no-untyped-call]
+        return policy_pb2_grpc.PolicyStoreStub(self._channel)
 
     @property
     def _channel(self) -> grpc.aio.Channel:
