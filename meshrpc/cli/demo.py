@@ -8,6 +8,7 @@ import sys
 import click
 from rich.console import Console
 
+from meshrpc.cli import INTERRUPTED
 from meshrpc.demo.scenario import Demo, Script
 
 
@@ -31,5 +32,8 @@ def demo(duration: float, chaos: bool, registry: str | None) -> None:
     # Redirected output has no width of its own; the trace needs some.
     console = Console(width=None if sys.stdout.isatty() else 120)
     scenario = Demo(Script(duration, chaos), registry=registry, console=console)
-    if not asyncio.run(scenario.run()):
+    went_well = asyncio.run(scenario.run())
+    if scenario.interrupted:
+        raise click.exceptions.Exit(INTERRUPTED)
+    if not went_well:
         raise click.exceptions.Exit(1)

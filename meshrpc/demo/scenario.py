@@ -106,8 +106,13 @@ class Demo:
         with tempfile.TemporaryDirectory(prefix="meshrpc-demo-") as folder:
             return await self._run(Path(folder))
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody asked it to end early."""
+        return self._interrupted.is_set()
+
     def _interrupt(self, task: asyncio.Task[Any] | None) -> None:
-        if self._interrupted.is_set() and task is not None:
+        if self.interrupted and task is not None:
             task.cancel()  # the second time: no patience for draining
         self._interrupted.set()
 
@@ -134,6 +139,7 @@ class Demo:
             policies = PolicyDesk(client, self._view, self._board)
             await policies.push(shop_documents(self._folder))
             mesh = await self._enter_mesh(stack, environment)
+            await mesh.registry.services()  # one that cannot be reached is told at once
             with self._console.status("starting order x2, payment x3…"):
                 self._start_services(processes, environment)
                 await self._wait_for_fleet(mesh, processes)
@@ -190,7 +196,7 @@ class Demo:
         wanted = sum(workers for modules in FLEET.values() for _, workers in modules)
         try:
             async with asyncio.timeout(READY_WITHIN):
-                while len(self._board.present) < wanted:
+                while len(self._board.present) < wanted and not self.interrupted:
                     processes.check()
                     await asyncio.sleep(_REFRESH_EVERY)
                     await self._look(mesh)
@@ -226,7 +232,7 @@ class Demo:
         try:
             while (elapsed := loop.time() - self._started) < self._script.duration:
                 self._board.elapsed = elapsed
-                if self._interrupted.is_set():
+                if self.interrupted:
                     self._view.event("interrupted: closing the shop")
                     break
                 processes.check()
@@ -237,7 +243,7 @@ class Demo:
         finally:
             await _end(tasks)
             chaos.thaw_all()
-            await customers.leave(1.0 if self._interrupted.is_set() else _ORDERS_END_WITHIN)
+            await customers.leave(1.0 if self.interrupted else _ORDERS_END_WITHIN)
         self._board.elapsed = loop.time() - self._started
         self._view.refresh(loop.time(), customers.sales)
 

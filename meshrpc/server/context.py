@@ -1,9 +1,9 @@
-"""The context that handlers see: grpcio's own interface, without its silent failures.
+"""The context that handlers see: grpcio's own interface, with errors that say what is wrong.
 
 Wraps grpcio's context by composition, because that is a closed class. It encodes and decodes
-messages, so that an error in either is an answer and not an empty message; keeps time by the
-monotonic clock; and refuses metadata that grpcio would accept and then fail to send, which would
-leave the caller without any answer.
+messages, so that a failure of either gets a status of its own; keeps time by the monotonic clock;
+and checks metadata before grpcio does, which names no key and, for text under a `-bin` key, leaves
+the caller without any answer.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class CallContext(grpc.aio.ServicerContext[Any, Any]):
 
     async def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
         """End the call with this status; always raises."""
-        # Checked first: once grpcio has begun to abort, an error leaves the caller waiting.
+        # Checked first: grpcio that fails while it aborts may leave the caller waiting.
         trailers = _checked(trailing_metadata)
         if not isinstance(code, (grpc.StatusCode, int)):
             raise TypeError(f"a status code is a grpc.StatusCode, not {code!r}")

@@ -93,14 +93,14 @@ def test_ctrl_c_leaves_no_process_behind(at):
     """While it starts or while it sells, one Ctrl-C ends all that it started."""
     marker = os.urandom(8).hex()
     environment = {**os.environ, "MESHRPC_TEST_MARKER": marker, "PYTHONUNBUFFERED": "1"}
-    process = demo("--duration", "60", env=environment)
-    for line in process.stdout:
-        if at in line:
-            break
-    assert len(processes_of(marker)) > 1
-    process.send_signal(signal.SIGINT)
-    output = process.stdout.read()
-    process.wait(timeout=60)
+    with demo("--duration", "60", env=environment) as process:
+        for line in process.stdout:
+            if at in line:
+                break
+        assert len(processes_of(marker)) > 1
+        process.send_signal(signal.SIGINT)
+        output = process.stdout.read()
+        assert process.wait(timeout=60) == 130
     assert "Traceback" not in output
     assert processes_of(marker) == []
 

@@ -481,7 +481,7 @@ async def test_abort_works_and_cannot_be_replaced():
 )
 @pytest.mark.parametrize("way", ["initial", "trailing", "abort"])
 async def test_metadata_that_cannot_be_sent_is_an_answer_too(metadata: Any, way: str, caplog):
-    """grpcio would accept it, fail to send, and leave the client waiting."""
+    """The log names the key; bare grpcio names none, and for `-bin` never answers."""
 
     async def sends(request: bytes, context: Any) -> bytes:
         if way == "initial":
@@ -495,7 +495,8 @@ async def test_metadata_that_cannot_be_sent_is_an_answer_too(metadata: Any, way:
     async with serving_one(unary(sends)) as it, asyncio.timeout(5):
         error = await failure(it(b""))
     assert error.code() is grpc.StatusCode.INTERNAL
-    assert f"metadata key {metadata[0][0]!r}" in caplog.text or "metadata key" in caplog.text
+    assert "metadata key" in caplog.text
+    assert metadata[0][0] in caplog.text
 
 
 async def test_a_nested_call_that_failed_is_named_by_its_code_only():
@@ -523,7 +524,7 @@ async def test_a_request_that_cannot_be_decoded_is_internal():
 
 @pytest.mark.parametrize("response", [None, "text", payment_pb2.Payment])
 async def test_a_response_that_cannot_be_encoded_is_internal(response: Any):
-    """Bare grpcio would send an empty message and call it OK."""
+    """The client learns whose fault it is, and nothing of the code behind it."""
 
     class Odd(payment_pb2_grpc.PaymentServiceServicer):
         async def Charge(self, request: Any, context: Any) -> Any:
