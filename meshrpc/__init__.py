@@ -15,7 +15,6 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 __version__ = "0.1.0"
 
 
-
 from meshrpc.client.channel import Channel
 from meshrpc.errors import (
     ControlError,

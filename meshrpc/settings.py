@@ -127,8 +127,8 @@ class Settings:
             given = arguments.pop(setting.name, None)
             source = f"{setting.name}="
             if given is None:
-                source = setting.metadata["environment"]
-                given = environ.get(source) or None
+                variable = setting.metadata["environment"]
+                source, given = f"{variable}=", environ.get(variable) or None
             if given is None:
                 continue
             try:

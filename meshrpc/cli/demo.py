@@ -32,7 +32,10 @@ def demo(duration: float, chaos: bool, registry: str | None) -> None:
     # Redirected output has no width of its own; the trace needs some.
     console = Console(width=None if sys.stdout.isatty() else 120)
     scenario = Demo(Script(duration, chaos), registry=registry, console=console)
-    went_well = asyncio.run(scenario.run())
+    try:
+        went_well = asyncio.run(scenario.run())
+    except asyncio.CancelledError:
+        went_well = False  # interrupted twice
     if scenario.interrupted:
         raise click.exceptions.Exit(INTERRUPTED)
     if not went_well:

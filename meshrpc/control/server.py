@@ -8,11 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import errno
 import ipaddress
 import logging
 import signal
-import socket
 from collections.abc import AsyncIterator, Coroutine
 from types import TracebackType
 from typing import Any, Final, Self
@@ -32,6 +30,7 @@ from meshrpc.control.registry_service import RegistryService
 from meshrpc.control.store import PolicyStore
 from meshrpc.errors import ControlError, SettingsError
 from meshrpc.registry.leases import LeaseTable
+from meshrpc.server.listening import require_free
 from meshrpc.settings import DEFAULT_CONTROL_HTTP_PORT, DEFAULT_CONTROL_PORT, parse_address
 from meshrpc.subscription import KEEPALIVE_MS
 from meshrpc.v1 import control_pb2_grpc, policy_pb2_grpc, registry_pb2_grpc
@@ -202,7 +201,7 @@ class _Listen:
 
     def bind(self, server: grpc.aio.Server) -> str:
         """Listen with gRPC; return the address with the real port."""
-        self._probe()
+        self._require_free()
         try:
             port = server.add_insecure_port(str(self))
         except RuntimeError as error:
@@ -211,6 +210,7 @@ class _Listen:
 
     async def serve(self, application: web.Application, stack: contextlib.AsyncExitStack) -> str:
         """Listen with HTTP until `stack` closes; return the address with the real port."""
+        self._require_free()
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=GRACE)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -218,29 +218,11 @@ class _Listen:
         try:
             await site.start()
         except OSError as error:
-            raise self._error(error) from error
+            raise SettingsError(f"{self._option} {self}: {error}") from error
         return f"{self._host}:{runner.addresses[0][1]}"
 
-    def _probe(self) -> None:
-        """Find out why the address cannot be had: gRPC writes that to stderr and says nothing."""
-        try:
-            infos = socket.getaddrinfo(self._host.strip("[]"), self._port, type=socket.SOCK_STREAM)
-            for family, kind, protocol, _, address in infos:
-                with socket.socket(family, kind, protocol) as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    probe.bind(address)
-        except OSError as error:
-            raise self._error(error) from error
-
-    def _error(self, error: OSError) -> SettingsError:
-        if error.errno == errno.EADDRINUSE:
-            return SettingsError(
-                f"port {self._port} on {self._host} is in use; stop what listens there, "
-                f"or choose another with {self._option}"
-            )
-        return SettingsError(
-            f"{self._option} {self}: cannot listen there: {error.strerror or error}"
-        )
+    def _require_free(self) -> None:
+        require_free(str(self), f"choose another with {self._option}")
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,7 @@ import asyncio
 import contextvars
 import logging
 import random
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from meshrpc.clock import SYSTEM_CLOCK, Clock
@@ -41,13 +41,16 @@ class Registration:
         registry: Registry,
         instance: Instance,
         *,
+        replaces: str | None = None,
         clock: Clock = SYSTEM_CLOCK,
         rng: random.Random | None = None,
     ) -> None:
+        """`replaces`: the id of an instance that died without leaving; this one takes its place."""
         self.registered = False
         """Whether the registry last said that it holds this instance."""
         self._registry = registry
         self._instance = instance
+        self._predecessor = replaces and replace(instance, id=replaces)
         self._clock = clock
         self._rng = rng or random.Random()
         self._keeper: asyncio.Task[None] | None = None
@@ -84,7 +87,7 @@ class Registration:
         await self._end_keeper()
         if self._may_be_known and self._instance.state is State.ACTIVE:
             self._instance = replace(self._instance, state=State.DRAINING)
-            await self._try("drain", self._registry.drain(self._instance), ASK_WITHIN)
+            await self._try("drain", self._instance, self._registry.drain, ASK_WITHIN)
 
     async def stop(self) -> None:
         """Deregister. Errors are logged: the lease runs out by itself. Again: does nothing."""
@@ -92,8 +95,9 @@ class Registration:
         if self._may_be_known:
             self._may_be_known = False
             self.registered = False
-            gone = self._registry.deregister(self._instance)
-            await self._try("deregister", gone, DEREGISTER_WITHIN)
+            await self._try(
+                "deregister", self._instance, self._registry.deregister, DEREGISTER_WITHIN
+            )
 
     async def _end_keeper(self) -> None:
         """End what registers. Before `drain` and `stop` ask anything, so that it is never undone."""
@@ -132,6 +136,10 @@ class Registration:
                 wait = max(0.0, due - self._clock.now())
             finally:
                 self._tried.set()
+            if self.registered and self._predecessor:
+                # Known to be dead, so nobody needs to wait for the end of its lease.
+                gone, self._predecessor = self._predecessor, None
+                await self._try("deregister", gone, self._registry.deregister, DEREGISTER_WITHIN)
             await self._clock.sleep(wait)
 
     async def _ask(self) -> None:
@@ -149,12 +157,18 @@ class Registration:
             await self._registry.register(self._instance)
             self.registered = True
 
-    async def _try(self, what: str, request: Awaitable[None], within: float) -> None:
+    async def _try(
+        self,
+        what: str,
+        instance: Instance,
+        ask: Callable[[Instance], Awaitable[None]],
+        within: float,
+    ) -> None:
         try:
             async with asyncio.timeout(within):
-                await request
+                await ask(instance)
         except Exception as error:  # noqa: BLE001 - leaving goes on, whatever a registry raises
-            log.warning("cannot %s %s: %s", what, self._instance.id, _cause(error))
+            log.warning("cannot %s %s: %s", what, instance.id, _cause(error))
 
     def _warn(self, error: Exception) -> None:
         now = self._clock.now()

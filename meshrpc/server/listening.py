@@ -21,11 +21,14 @@ def bind(server: grpc.aio.Server, address: str) -> str:
     Raises:
         SettingsError: the address cannot be listened on; says why.
     """
-    host, port = parse_address(address)
+    host, _ = parse_address(address)
+    require_free(
+        address, "choose another with listen= or MESHRPC_LISTEN (port 0 takes any free one)"
+    )
     try:
         bound = server.add_insecure_port(address)
     except RuntimeError as error:
-        raise SettingsError(_why_not(host, port)) from error
+        raise SettingsError(f"cannot listen on {address}: {error}") from error
     return f"{host}:{bound}"
 
 
@@ -54,8 +57,12 @@ def advertised(listening: str, advertise: str | None) -> str:
     return f"[{outward}]:{port}" if family == socket.AF_INET6 else f"{outward}:{port}"
 
 
-def _why_not(host: str, port: int) -> str:
-    """Find out what grpcio does not say: why an address could not be bound."""
+def require_free(address: str, remedy: str) -> None:
+    """Raise `SettingsError` if `address` cannot be listened on: why, and the remedy for it.
+
+    grpc itself would say only that it could not, and write the reason to stderr.
+    """
+    host, port = parse_address(address)
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
         for family, kind, protocol, _, socket_address in found:
@@ -64,9 +71,9 @@ def _why_not(host: str, port: int) -> str:
                 probe.bind(socket_address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return (
-                f"port {port} on {host} is in use; stop what uses it, or choose another with "
-                "listen= or MESHRPC_LISTEN (port 0 takes any free one)"
-            )
-        return f"cannot listen on {host}:{port}: {error.strerror or error}"
-    return f"cannot listen on {host}:{port}; was it in use a moment ago? Try again"
+            raise SettingsError(
+                f"port {port} on {host} is in use; stop what uses it, or {remedy}"
+            ) from error
+        raise SettingsError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; {remedy}"
+        ) from error

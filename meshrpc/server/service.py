@@ -63,6 +63,9 @@ class Service:
     ) -> None:
         self.name = name
         self.grace = grace
+        self.replaces: str | None = None
+        """The id of an instance that died without leaving and whose place this one takes: it is
+        deregistered as soon as this one is registered. Supervised workers have it set."""
         self.mesh = Mesh(name, **settings)
         """This process's membership; `mesh.channel` makes channels to other services."""
         self._options = tuple(options)
@@ -133,6 +136,7 @@ class Service:
                 options=self._options,
                 grace=self.grace,
                 incarnation=self._incarnation,
+                replaces=self.replaces,
             )
         )
         await serving.start()
@@ -149,6 +153,7 @@ class Service:
         try:
             await serving.stop()
         finally:
+            self._incarnation = serving.registration.instance.incarnation
             self._serving = None
             self._sync_handlers.close()
 

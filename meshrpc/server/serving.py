@@ -52,6 +52,8 @@ class Offer:
     options: tuple[tuple[str, Any], ...]
     grace: float
     incarnation: int
+    replaces: str | None
+    """The id of the instance whose place this one takes."""
 
 
 class Serving:
@@ -174,7 +176,13 @@ class Serving:
             incarnation=self._offer.incarnation,
             health=Health.SERVING,
         )
-        return Registration(mesh.registry, instance, clock=mesh.clock, rng=mesh.rng)
+        return Registration(
+            mesh.registry,
+            instance,
+            replaces=self._offer.replaces,
+            clock=mesh.clock,
+            rng=mesh.rng,
+        )
 
     def _follow(self, policy: EffectivePolicy) -> None:
         self._offer.limits.configure(policy.rate_limits)

@@ -30,8 +30,15 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, reference: str, *, index: int, folder: Path, environment: Mapping[str, str]
+        self,
+        reference: str,
+        *,
+        index: int,
+        folder: Path,
+        environment: Mapping[str, str],
+        replaces: str | None = None,
     ) -> None:
+        """`replaces`: the id of the instance that died in this worker's place."""
         lifeline_end, self._lifeline = os.pipe()
         self.reports_fd, reports_end = os.pipe()
         os.set_blocking(self.reports_fd, False)
@@ -42,6 +49,7 @@ class WorkerProcess:
             *(sys.executable, "-P", "-m", "meshrpc.workers.worker", reference),
             *("--index", str(index), "--app-dir", str(folder)),
             *("--lifeline", str(lifeline_end), "--reports", str(reports_end)),
+            *(("--replaces", replaces) if replaces else ()),
         ]
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own module

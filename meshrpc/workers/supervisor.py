@@ -45,6 +45,8 @@ class _Worker:
     """Why this process cannot serve, in its own words."""
     stop_within: float = 0.0
     """Seconds this process needs at most to stop."""
+    instance: str | None = None
+    """The id of the instance that this worker last was."""
     first_start: bool = True
     """Whether a failure would be the first thing ever heard of this worker."""
 
@@ -146,6 +148,7 @@ class Supervisor:
                 index=worker.number - 1,
                 folder=self._folder,
                 environment=self._environment,
+                replaces=worker.instance,
             )
         except OSError as error:
             # The machine is out of processes, memory or file descriptors: that may pass.
@@ -165,6 +168,7 @@ class Supervisor:
                 continue
             worker.restarts.ready(self._clock.now())
             worker.first_start = False
+            worker.instance = report["id"]
             worker.stop_within = report["stop_within"]
             _logger.info(
                 "%s worker %d ready at %s (pid %d, %s)",

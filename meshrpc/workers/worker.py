@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--app-dir", type=Path, required=True)
     parser.add_argument("--lifeline", type=int, required=True)
     parser.add_argument("--reports", type=int, required=True)
+    parser.add_argument("--replaces")
     options = parser.parse_args()
     # Processes that the service starts must hold neither end open.
     os.set_inheritable(options.lifeline, False)
@@ -94,16 +95,18 @@ def main() -> None:
     lifeline = _Lifeline(options.lifeline)
     threading.Thread(target=lifeline.watch, name="lifeline", daemon=True).start()
     reports = _Reports(options.reports)
-    sys.exit(_run(options.reference, options.app_dir, options.index, lifeline, reports))
+    sys.exit(_run(options, lifeline, reports))
 
 
-def _run(reference: str, folder: Path, index: int, lifeline: _Lifeline, reports: _Reports) -> int:
+def _run(options: argparse.Namespace, lifeline: _Lifeline, reports: _Reports) -> int:
+    reference: str = options.reference
     try:
         # Here, so that an installation that cannot be imported is reported like any failure.
         from meshrpc.workers.loading import load_service  # noqa: PLC0415
 
-        service = load_service(reference, folder)
-        service.settings = settings_of_worker(service.settings, index)
+        service = load_service(reference, options.app_dir)
+        service.settings = settings_of_worker(service.settings, options.index)
+        service.replaces = options.replaces
         lifeline.stop_within = service.grace + LEAVING
         # After the service's module, so that logging it configured stays as it is.
         log_to_stderr(logging.INFO)

@@ -16,8 +16,10 @@ LAYERS = (
     ("control", "workers"),
     ("mesh", "policies", "client", "server"),
     ("interceptors", "telemetry", "registry.embedded", "registry.urls", "subscription", "watched"),
-    ("registry.registration", "registry.consul", "registry.consul_watch", "registry.static")
-    + ("registry.memory", "registry.consul_record", "registry.backoff"),
+    (
+        *("registry.registration", "registry.backoff", "registry.static", "registry.memory"),
+        *("registry.consul", "registry.consul_watch", "registry.consul_record"),
+    ),
     ("balancer", "resilience", "limits", "policy", "registry.leases"),
     ("registry.registry", "registry.instance"),
     ("settings", "errors", "clock", "wire", "v1"),

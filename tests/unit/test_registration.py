@@ -310,3 +310,18 @@ def test_backoff_doubles_up_to_its_limit(failures, most):
     rng = random.Random(7)
     waits = [backoff(failures, rng) for _ in range(200)]
     assert most / 2 <= min(waits) < max(waits) <= most
+
+
+async def test_an_instance_that_takes_a_dead_ones_place_deregisters_it(virtual_clock):
+    """The dead one's record does not have to wait for the end of its lease."""
+    registry = MemoryRegistry(clock=virtual_clock)
+    dead = Instance(id="payment-dead", service="payment", address="127.0.0.1:1", pid=1)
+    await registry.register(dead)
+    alive = Instance(id="payment-alive", service="payment", address="127.0.0.1:2", pid=2)
+    registration = Registration(
+        registry, alive, replaces="payment-dead", clock=virtual_clock, rng=random.Random(1)
+    )
+    await registration.start()
+    await virtual_clock.settle()
+    assert [i.id for i in await registry.instances("payment")] == ["payment-alive"]
+    await registration.stop()
