@@ -32,7 +32,7 @@ ANSWER_WITHIN: Final = 5.0
 """Seconds for one call; a store that syncs to a slow disk answers well within."""
 
 
-class DocumentsRefused(ControlError):  # noqa: N818 - like errors.StaleIncarnation
+class DocumentsRefused(ControlError):
     """Control found problems in the policy documents; one per line of the message."""
 
 

@@ -38,7 +38,7 @@ _MOST_METHODS = 4096
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-class Refused(Exception):  # noqa: N818 - a refusal is an answer, not a failure
+class Refused(Exception):
     """Raised by `begin`: the call ends here with this status, and its handler never runs."""
 
     def __init__(self, code: grpc.StatusCode, details: str, trailers: Metadata = ()) -> None:

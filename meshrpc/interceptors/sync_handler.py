@@ -133,7 +133,7 @@ def _as_function(behavior: Any) -> Behavior:
     return coroutine
 
 
-class _Aborted(Exception):  # noqa: N818 - unwinds a thread, never seen outside
+class _Aborted(Exception):
     """Leaves a thread after `abort`."""
 
 

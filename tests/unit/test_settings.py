@@ -32,13 +32,13 @@ def test_every_setting_is_read_from_its_variable():
         {
             "MESHRPC_CONTROL": "10.0.0.1:7700, control.example:7700",
             "MESHRPC_LABELS": "tier=gold, team=blue",
-            "MESHRPC_STATE_DIR": "/tmp/somewhere",
+            "MESHRPC_STATE_DIR": "/srv/shop",
             "MESHRPC_LISTEN": "[::1]:5001",
         }
     )
     assert settings.control == ("10.0.0.1:7700", "control.example:7700")
     assert settings.labels == {"tier": "gold", "team": "blue"}
-    assert settings.state_dir == Path("/tmp/somewhere")  # noqa: S108 - nothing is written
+    assert settings.state_dir == Path("/srv/shop")  # noqa: S108 - nothing is written
     assert settings.listen == "[::1]:5001"
 
 
