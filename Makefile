@@ -43,7 +43,7 @@ proto: $(STAMP) ## generate all code from protos/, in place
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
 proto-check: proto ## fail if generated code is not what protos/ says
-	@git diff --exit-code --stat -- '*_pb2.py' '*_pb2.pyi' '*_pb2_grpc.py' || { echo "generated code is stale: run 'make proto' and commit" >&2; exit 1; }
+	@stale=$$(git status --porcelain -- '*_pb2.py' '*_pb2.pyi' '*_pb2_grpc.py'); test -z "$$stale" || { echo "generated code is stale: run 'make proto' and commit" >&2; echo "$$stale" >&2; exit 1; }
 
 bench: $(STAMP) ## measure what the mesh adds to a call, beside bare grpc.aio
 	$(BIN)/python benchmarks/overhead.py $(ARGS)

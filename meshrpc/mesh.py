@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import secrets
 import weakref
 from collections.abc import Callable, Sequence
@@ -38,6 +39,8 @@ from meshrpc.settings import Settings
 from meshrpc.subscription import Subscription
 from meshrpc.v1 import control_pb2
 
+_NAME = re.compile(r"[!-~]([ -~]*[!-~])?")
+
 
 class Mesh:
     """This process as a member of a mesh: `async with Mesh("shop") as mesh:`.
@@ -58,6 +61,11 @@ class Mesh:
         rng: random.Random | None = None,
         **settings: Any,
     ) -> None:
+        if not _NAME.fullmatch(name):
+            raise SettingsError(
+                f"name {name!r}: it travels with every call, as printable ASCII without spaces "
+                "around it"
+            )
         self.name = name
         self.settings = Settings.resolve(**settings)
         self.id = f"{name}-{secrets.token_hex(4)}"
@@ -135,7 +143,7 @@ class Mesh:
         """
         dialing = Dialing(
             caller=self.name,
-            options=tuple(options or ()),
+            options=tuple((key, value) for key, value in options or ()),
             compression=compression,
             credentials=credentials,
             interceptors=tuple(interceptors or ()),
@@ -236,7 +244,11 @@ class _Session:
             target, dialing, self.policies.effective(target), clock=mesh.clock, rng=mesh.rng
         )
         shared = _Shared(destination, self.policies.follow(target, destination.configure))
-        destination.open(registry)
+        try:
+            destination.open(registry)
+        except BaseException:
+            shared.policy.close()
+            raise
         return shared
 
     async def _subscribe(self) -> Subscription | None:

@@ -38,8 +38,8 @@ class Policies:
         A callback that raises `PolicyError` refuses the document that led to it.
         """
         follower = _Follower(self, service, on_policy)
-        self._followers.setdefault(service, []).append(follower)
         on_policy(self.effective(service))
+        self._followers.setdefault(service, []).append(follower)
         for name in (MESH_WIDE, service):
             if self._subscription is not None and name not in self._watches:
                 self._watches[name] = self._subscription.watch_policy(
@@ -65,11 +65,12 @@ class Policies:
             self._documents[name] = document
 
     def _tell(self, name: str) -> None:
-        for service, followers in self._followers.items():
+        for service, followers in tuple(self._followers.items()):
             if name in (MESH_WIDE, service):
                 policy = self.effective(service)
                 for follower in tuple(followers):
-                    follower.on_policy(policy)
+                    if follower in followers:  # not closed by one that was told before it
+                        follower.on_policy(policy)
 
     def forget(self, follower: _Follower) -> None:
         """Call a follower no more."""
@@ -77,10 +78,12 @@ class Policies:
         if follower in followers:
             followers.remove(follower)
         if not followers and self._followers.pop(follower.service, None) is not None:
+            if follower.service == MESH_WIDE:
+                return  # everybody else's policy has that one in it
+            self._documents.pop(follower.service, None)
             watch = self._watches.pop(follower.service, None)
-            if watch is not None and follower.service != MESH_WIDE:
+            if watch is not None:
                 watch.close()
-                self._documents.pop(follower.service, None)
 
 
 class _Follower:

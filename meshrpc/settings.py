@@ -25,12 +25,18 @@ NO_CONTROL = "none"
 
 def parse_address(text: str) -> tuple[str, int]:
     """Split `host:port` (IPv6 hosts in brackets); the port is 0 to 65535."""
-    host, colon, port = text.strip().rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+    host, colon, port = _text(text).rpartition(":")
+    if not colon or not host or " " in host or not port.isdecimal() or int(port) > 65535:
         raise ValueError("an address is host:port, such as 127.0.0.1:5001")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise ValueError("an IPv6 host stands in brackets, such as [::1]:5001")
     return host, int(port)
+
+
+def _text(given: str) -> str:
+    if not isinstance(given, str):
+        raise TypeError(f"this is text, not {type(given).__name__}")
+    return given.strip()
 
 
 def _address(text: str) -> str:
@@ -46,8 +52,14 @@ def _control(text: str | tuple[str, ...]) -> tuple[str, ...]:
     return tuple(_address(address) for address in text.split(","))
 
 
-def _name(text: str) -> str:
-    name = text.strip()
+def valid_name(text: str) -> str:
+    """Return the name of a service, a namespace, a zone or a version.
+
+    Raises:
+        ValueError: it has other characters than letters, digits, `.`, `_` and `-`, or over 128.
+        TypeError: it is no text.
+    """
+    name = _text(text)
     if not name or not all(c.isalnum() or c in "._-" for c in name) or len(name) > 128:
         raise ValueError("a name has letters, digits, '.', '_' and '-', 128 at most")
     return name
@@ -66,10 +78,9 @@ def _labels(given: str | Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _weight(given: str | int) -> int:
-    weight = int(given)
-    if not 1 <= weight <= 10_000:
+    if not str(given).strip().isdecimal() or not 1 <= int(given) <= 10_000:
         raise ValueError("a weight is 1 to 10000")
-    return weight
+    return int(given)
 
 
 def default_state_dir(environ: Mapping[str, str] | None = None) -> Path:
@@ -101,16 +112,16 @@ class Settings:
     """Control services, tried in turn; empty (written `none`) for no control service."""
     registry: str | Registry = _setting("MESHRPC_REGISTRY", "mesh:", lambda given: given)
     """A registry URL, or an object that is a `Registry`."""
-    namespace: str = _setting("MESHRPC_NAMESPACE", "default", _name)
+    namespace: str = _setting("MESHRPC_NAMESPACE", "default", valid_name)
     """Services in different namespaces of one registry never see each other."""
     listen: str = _setting("MESHRPC_LISTEN", "127.0.0.1:0", _address)
     """Where the server listens; port 0 takes any free one."""
     advertise: str | None = _setting("MESHRPC_ADVERTISE", None, _address)
     """What callers are told to dial; by default the address listened on."""
-    zone: str | None = _setting("MESHRPC_ZONE", None, _name)
+    zone: str | None = _setting("MESHRPC_ZONE", None, valid_name)
     labels: Mapping[str, str] = _setting("MESHRPC_LABELS", dict, _labels)
     weight: int = _setting("MESHRPC_WEIGHT", 1, _weight)
-    version: str | None = _setting("MESHRPC_VERSION", None, _name)
+    version: str | None = _setting("MESHRPC_VERSION", None, valid_name)
     state_dir: Path = _setting("MESHRPC_STATE_DIR", default_state_dir, Path)
     """Where services keep what must survive a restart."""
 

@@ -25,6 +25,11 @@ _UNKNOWN_LATENCY = 1e6
 answer decides. Larger than any latency (Finagle's Penalty)."""
 
 
+_SHORTEST = 1e-6
+"""Seconds that any answer counts as at least, and below which no memory fades: at none at all an
+endpoint would look unknown, or free however many calls are pending."""
+
+
 class _Loaded(Protocol):
     def load(self, now: float) -> float: ...
 
@@ -47,14 +52,15 @@ class PeakEwma:
         """Return the remembered latency in seconds, faded since the last sample."""
         if not self._latency:
             return 0.0
-        return self._latency * math.exp((self._at - now) / self.decay)
+        return max(_SHORTEST, self._latency * self._kept(now))
 
     def observe(self, latency: float, now: float) -> None:
         """Take in a sample: a peak at once, anything lower by its weight in time."""
+        latency = max(latency, _SHORTEST)
         if latency >= self._latency:
             self._latency = latency
         else:
-            kept = math.exp((self._at - now) / self.decay)
+            kept = self._kept(now)
             self._latency = self._latency * kept + latency * (1.0 - kept)
         self._at = now
 
@@ -62,10 +68,13 @@ class PeakEwma:
         """Take in an answer whose speed means nothing, such as a refusal.
 
         It keeps what is remembered from fading: quick refusals must not make an endpoint look
-        quick. Only an endpoint without any sample takes the latency for want of a better one.
+        quick. But what has faded stays so: one refusal must not bring an old peak back. Only an
+        endpoint without any sample takes the latency for want of a better one.
         """
         if not self._latency:
-            self._latency = latency
+            self._latency = max(latency, _SHORTEST)
+        elif now - self._at > self.decay:
+            self._latency = self.latency(now)
         self._at = now
 
     def load(self, now: float) -> float:
@@ -73,6 +82,10 @@ class PeakEwma:
         if not self._latency:
             return _UNKNOWN_LATENCY * self.pending
         return self.latency(now) * (self.pending + 1)
+
+    def _kept(self, now: float) -> float:
+        # Never above 1: a `now` from before the last sample must not make the memory grow.
+        return math.exp(min(0.0, self._at - now) / self.decay)
 
 
 class PeakEwmaBalancer:

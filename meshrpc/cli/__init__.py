@@ -7,11 +7,16 @@ one clear line on stderr and exit code 1; wrong usage exits 2, as click has it; 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
+import os
+import signal
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -22,6 +27,9 @@ from meshrpc.workers.logs import log_to_stderr
 
 INTERRUPTED = 130
 """The exit code of a command ended by Ctrl-C, as shells have it: 128 + SIGINT."""
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What is wrong with where the output goes, not with this program: a full disk, a lost terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +91,35 @@ class Commands(click.Group):
             raise Failure(" ".join(str(error).splitlines())) from error
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
+        except OSError as error:
+            if error.errno not in _CANNOT_WRITE:
+                raise
+            # What is still to be written would fail again, and loudly, when Python ends.
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as we run
+            raise Failure(f"cannot write: {os.strerror(error.errno).lower()}") from error
         return result
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(meshrpc.__version__, prog_name="meshrpc", message="%(prog)s %(version)s")
-def main() -> None:
+@click.option("--until-stdin-ends", is_flag=True, hidden=True)
+def main(*, until_stdin_ends: bool) -> None:
     """The service mesh inside your Python gRPC processes."""
+    _replace_closed_streams()
     log_to_stderr(logging.WARNING)
+    if until_stdin_ends:
+        threading.Thread(target=_end_with_stdin, name="lifeline", daemon=True).start()
+
+
+def _replace_closed_streams() -> None:
+    """Let a stream that was closed before this began (`<&-`) be an empty one: Python has None."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - as long as we run
+
+
+def _end_with_stdin() -> None:
+    """End as SIGTERM would once stdin does: a pipe from whoever started this process, and died."""
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

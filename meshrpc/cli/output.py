@@ -7,9 +7,15 @@ text, so that `| grep` and `| awk` see what they expect.
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
+import os
+import stat
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from itertools import compress
 from typing import Any, Literal, TypeVar
 
 import click
@@ -21,6 +27,8 @@ Output = Literal["table", "json", "yaml"]
 Record = Mapping[str, Any]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_NOTHING = "-"
 
 _COLOURS = {
     "active": "green",
@@ -76,6 +84,35 @@ def show_next(record: Record, output: Output, *, columns: Sequence[str]) -> None
     sys.stdout.flush()
 
 
+@asynccontextmanager
+async def ending_with_reader() -> AsyncIterator[None]:
+    """End the block with `BrokenPipeError` when the reader of a pipe (`| head`) leaves.
+
+    For streams that have no end: the next write, which would fail, may be long in coming.
+    """
+    task, loop, stdout = asyncio.current_task(), asyncio.get_running_loop(), sys.stdout.fileno()
+    has_left = False
+
+    def on_left() -> None:
+        nonlocal has_left
+        has_left = True
+        loop.remove_reader(stdout)
+        if task is not None:
+            task.cancel()
+
+    if stat.S_ISFIFO(os.fstat(stdout).st_mode):
+        # Nobody writes to this end: all there can be to read from it is that the other one closed.
+        loop.add_reader(stdout, on_left)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not has_left:
+            raise
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
+    finally:
+        loop.remove_reader(stdout)
+
+
 def _document(data: Any, output: Output) -> str:
     text = json.dumps(data, indent=2, ensure_ascii=False)
     if output == "json":
@@ -88,15 +125,15 @@ def _document(data: Any, output: Output) -> str:
 def _cell(value: Any) -> str:
     match value:
         case None | "":
-            return "-"
+            return _NOTHING
         case True:
             return "yes"
         case False:
             return "no"
         case Mapping():
-            return ",".join(f"{key}={_cell(inner)}" for key, inner in value.items()) or "-"
+            return ",".join(f"{key}={_cell(inner)}" for key, inner in value.items()) or _NOTHING
         case list() | tuple():
-            return ",".join(_cell(inner) for inner in value) or "-"
+            return ",".join(_cell(inner) for inner in value) or _NOTHING
         case _:
             return str(value)
 
@@ -113,13 +150,26 @@ def _drawn(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
+    console = Console()
+    if columns and _width(rows, columns) > console.width:
+        # First goes what says nothing. If that is not enough the terminal breaks the lines, and
+        # not the table: what is broken inside a cell cannot be copied.
+        told = [not rows or any(row[at] != _NOTHING for row in rows) for at in range(len(columns))]
+        columns = list(compress(columns, told))
+        rows = [list(compress(row, told)) for row in rows]
+        console.width = max(console.width, _width(rows, columns))
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(columns))
     for column in columns:
         table.add_column(column.upper(), overflow="fold")
     for row in rows:
         # Text, because a value such as `[red]` is not markup.
         table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
-    Console().print(table)
+    console.print(table)
+
+
+def _width(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> int:
+    cells = zip(columns, *rows, strict=True)
+    return sum(2 + max(map(len, column)) for column in cells) - 2
 
 
 def _aligned(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> None:

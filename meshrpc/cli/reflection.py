@@ -21,6 +21,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 from grpc_reflection.v1alpha import reflection_pb2  # type: ignore[import-untyped]
 
+from meshrpc.clock import SYSTEM_CLOCK
 from meshrpc.errors import MeshError
 
 _PROTOCOLS = ("grpc.reflection.v1alpha", "grpc.reflection.v1")
@@ -54,28 +55,22 @@ async def find_method(
         MeshError: the server has no such method (names those it has), or no reflection.
         grpc.aio.AioRpcError: the server could not be asked.
     """
+    deadline = SYSTEM_CLOCK.now() + within
     for protocol in _PROTOCOLS:
-        server = _ReflectionStream(channel, protocol, timeout=within)
         try:
-            found = await _find_method(server, target, name.removeprefix("/"))
-            await server.finish()
-        except MeshError:
-            await server.finish()
-            raise
+            return await _find_method(
+                _Reflection(channel, protocol, deadline), target, name.removeprefix("/")
+            )
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
                 raise
-        else:
-            return found
-        finally:
-            server.cancel()
     raise MeshError(
         f"{target} does not offer server reflection, which this command needs to know its methods; "
         "a meshrpc.Service offers it by itself"
     )
 
 
-async def _find_method(server: _ReflectionStream, target: str, name: str) -> MethodDescriptor:
+async def _find_method(server: _Reflection, target: str, name: str) -> MethodDescriptor:
     # Asked first, because a server's files also describe services that it only calls.
     services = await server.services()
     service, _, method = name.rpartition("/")
@@ -93,26 +88,22 @@ async def _find_method(server: _ReflectionStream, target: str, name: str) -> Met
     raise MeshError(said + did_you_mean(name, known, kind="it has"))
 
 
-class _ReflectionStream:
-    """One reflection stream: questions answered in order by one instance."""
+class _Reflection:
+    """The server's reflection service, asked one question per call.
 
-    def __init__(self, channel: grpc.aio.Channel, protocol: str, *, timeout: float) -> None:
+    The method is a stream of questions, but grpcio hides why a server ended a stream that it was
+    still writing to. One question is all there is to write, so that its status arrives.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, protocol: str, deadline: float) -> None:
         self._pool = DescriptorPool()
         self._files: set[str] = set()
-        self._stream: Any = channel.stream_stream(
+        self._deadline = deadline
+        self._method: Any = channel.unary_stream(
             f"/{protocol}.ServerReflection/ServerReflectionInfo",
             request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
             response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
-        )(timeout=timeout)
-
-    async def finish(self) -> None:
-        """Say that there are no more questions: the server sees a stream that ended well."""
-        await self._stream.done_writing()
-        await self._stream.read()
-
-    def cancel(self) -> None:
-        """End the stream, if it has not ended."""
-        self._stream.cancel()
+        )
 
     async def services(self) -> frozenset[str]:
         """Return the full names of the gRPC services the server serves."""
@@ -130,16 +121,16 @@ class _ReflectionStream:
         return {f"{service}/{method.name}": method for method in found.methods}
 
     async def _ask(self, request: reflection_pb2.ServerReflectionRequest) -> Any:
-        await self._stream.write(request)
-        answer = await self._stream.read()
-        if answer is grpc.aio.EOF:
+        within = max(0.0, self._deadline - SYSTEM_CLOCK.now())
+        answers = [answer async for answer in self._method(request, timeout=within)]
+        if not answers:
             raise grpc.aio.AioRpcError(
                 grpc.StatusCode.INTERNAL,
                 grpc.aio.Metadata(),
                 grpc.aio.Metadata(),
                 "the server ended its reflection stream before answering",
             )
-        return answer
+        return answers[0]
 
     async def _fetch(
         self, request: reflection_pb2.ServerReflectionRequest

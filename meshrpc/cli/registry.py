@@ -16,7 +16,13 @@ from typing import Any, TypeVar
 import click
 
 from meshrpc.cli.options import control_options
-from meshrpc.cli.output import Output, output_option, show_next, show_records
+from meshrpc.cli.output import (
+    Output,
+    ending_with_reader,
+    output_option,
+    show_next,
+    show_records,
+)
 from meshrpc.cli.reflection import did_you_mean
 from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.control.client import reachable
@@ -112,7 +118,7 @@ def watch(
     settings = Settings.resolve(registry=registry_url, control=control, namespace=namespace)
 
     async def print_changes() -> None:
-        async with open_registry(settings) as opened:
+        async with open_registry(settings) as opened, ending_with_reader():
             if name is not None and name not in await opened.services():
                 click.echo(f"no service named {name!r} yet: waiting for it", err=True)
             async for change in changes(opened, name, clock=SYSTEM_CLOCK):

@@ -8,6 +8,8 @@ succeeds costs no task.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import weakref
 from collections.abc import Coroutine
 from typing import Any, Protocol, TypeVar
@@ -20,13 +22,25 @@ from meshrpc.clock import Clock
 from meshrpc.resilience.outcome import Outcome, classify
 from meshrpc.wire import Metadata
 
+CANCELLED_HERE = "Locally cancelled by application!"
+"""The details that grpcio gives a call which this side cancelled; nothing else public tells it
+from one that a server ended with CANCELLED."""
+
+_WRITE_BROKE = 'Failed "execute_batch"'
+"""How grpcio explains the INTERNAL that it reports when a message could not be written: before it
+knows the status that the call really ended with, or over it."""
+
+_LOOK_EVERY = 0.005
+_LOOKS = 200
+"""Seconds between looks for the real status, and how many; grpcio need not call back again."""
+
 T = TypeVar("T")
 
 
 class Caller(Protocol):
     """The logical call that an attempt belongs to."""
 
-    def on_attempt_done(self, attempt: Attempt, code: grpc.StatusCode) -> None:
+    def on_attempt_done(self, attempt: Attempt) -> None:
         """Decide what follows; called exactly once for each attempt."""
         ...
 
@@ -43,17 +57,29 @@ def known(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 class Attempt:
-    """One try at one endpoint."""
+    """One try at one endpoint.
+
+    `code` and `details` are its status, once it is over, and `error` the same as grpcio raises
+    it, if it is one. Then one of these may hold: `cancelled`, this side ended it; `interrupted`, it did so by closing the endpoint;
+    `raised`, an interceptor raised something that is no status.
+    """
 
     __slots__ = (
         "_caller",
         "_clock",
+        "_ended",
         "_keep",
         "_sampled",
         "_started",
         "bounded",
+        "cancelled",
+        "code",
+        "details",
         "endpoint",
+        "error",
         "inner",
+        "interrupted",
+        "raised",
     )
 
     def __init__(
@@ -63,6 +89,12 @@ class Attempt:
         self.endpoint = endpoint
         self.bounded = bounded
         self.inner: Any = None
+        self.code: grpc.StatusCode | None = None
+        self.details = ""
+        self.error: grpc.aio.AioRpcError | None = None
+        self.cancelled = False
+        self.interrupted = False
+        self.raised = False
         self._clock = clock
         self._sampled = sampled
         self._started = clock.now()
@@ -70,42 +102,93 @@ class Attempt:
         # stream that its user forgot could never be collected, nor be cancelled for that.
         self._caller = weakref.ref(caller)
         self._keep: Caller | None = None
+        self._ended: asyncio.Event | None = None
 
     def keep(self, caller: Caller) -> None:
         """Hold the caller until the attempt is over: somebody waits for it by callback."""
-        self._keep = caller
+        if self.code is None:
+            self._keep = caller
 
     def start(self, inner: Any) -> None:
         """Count the attempt as pending at its endpoint until `inner` is over."""
         self.inner = inner
-        self.endpoint.start()
+        self.endpoint.start(inner)
         inner.add_done_callback(self._on_done)
 
-    @property
-    def interrupted(self) -> bool:
-        """Whether this client ended it, by closing the endpoint under it."""
-        return self.endpoint.closing and bool(self.inner.cancelled())
-
-    def details(self) -> str:
-        """Return the status details of an attempt that is over."""
-        return known(self.inner.details()) or ""
+    async def over(self) -> None:
+        """Return when the status is known."""
+        if self.code is None:
+            self._ended = self._ended or asyncio.Event()
+            await self._ended.wait()
 
     def trailers(self) -> Metadata:
         """Return the trailing metadata of an attempt that is over."""
-        return tuple(known(self.inner.trailing_metadata()) or ())
+        error = self.error
+        return () if error is None else tuple(error.trailing_metadata() or ())
 
-    def _on_done(self, inner: Any) -> None:
-        code: grpc.StatusCode = known(inner.code())
-        if self.interrupted:
-            code = grpc.StatusCode.UNAVAILABLE
+    def _on_done(self, inner: Any, looks: int = _LOOKS) -> None:
+        if self.code is not None:
+            return  # grpcio may call back once more for a message that could not be written
+        code = self._read_status(inner)
+        if code is grpc.StatusCode.INTERNAL and self._is_premature() and looks:
+            loop = asyncio.get_running_loop()
+            loop.call_later(_LOOK_EVERY, self._on_done, inner, looks - 1)
+            return
+        self._finish(code)
+
+    def break_off(self, error: Exception) -> None:
+        """End the attempt for something that was raised in it without ending it."""
+        if self.code is not None:
+            return
+        self._blame(error)
+        self._finish(grpc.StatusCode.UNKNOWN)
+        with contextlib.suppress(Exception):  # grpcio before 1.83 raises the same once more
+            self.inner.cancel()
+
+    def _finish(self, code: grpc.StatusCode) -> None:
+        self.code = code
         now = self._clock.now()
-        answered = not inner.cancelled()
+        answered = not (self.cancelled or self.raised)
         self.endpoint.finish(
+            self.inner,
             classify(code) if answered else Outcome.IGNORED,
             now - self._started if answered and self._sampled else None,
             now,
         )
-        caller = self._caller()
-        self._keep = None
+        if self._ended is not None:
+            self._ended.set()
+        caller, self._keep = self._caller(), None
         if caller is not None:
-            caller.on_attempt_done(self, code)
+            caller.on_attempt_done(self)
+
+    def _read_status(self, inner: Any) -> grpc.StatusCode:
+        try:
+            code: grpc.StatusCode = known(inner.code())
+            if code is grpc.StatusCode.OK:
+                return code
+            self.details = known(inner.details()) or ""
+            self.error = grpc.aio.AioRpcError(
+                code,
+                known(inner.initial_metadata()),
+                known(inner.trailing_metadata()),
+                self.details,
+                known(inner.debug_error_string()),
+            )
+        except Exception as error:  # noqa: BLE001 - the interceptor's; whoever awaits gets it
+            self._blame(error)
+            return grpc.StatusCode.UNKNOWN
+        self.cancelled = code is grpc.StatusCode.CANCELLED and self.details == CANCELLED_HERE
+        if self.cancelled and self.endpoint.closing:
+            self.interrupted = True
+            self.details = f"the connection to {self.endpoint.instance.id} was closed"
+            return grpc.StatusCode.UNAVAILABLE
+        return code
+
+    def _blame(self, error: Exception) -> None:
+        self.raised = True
+        self.details = f"{type(error).__name__} was raised: {error}"
+
+    def _is_premature(self) -> bool:
+        return self.error is not None and (self.error.debug_error_string() or "").startswith(
+            _WRITE_BROKE
+        )

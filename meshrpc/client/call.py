@@ -7,21 +7,31 @@ waits for that one and goes on, so that it sees one call.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable
+import contextlib
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+)
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from meshrpc.client.attempt import Attempt
+from meshrpc.client.destination import local_error
 from meshrpc.client.endpoint import Endpoint
-from meshrpc.client.logical_call import LogicalCall
 from meshrpc.client.requests import RequestStream
+from meshrpc.client.waiting import AwaitableCall, connected
+from meshrpc.telemetry import tracing
 
 _STYLES_MIXED = "The iterator and read/write APIs may not be mixed on a single RPC."
 
 
-class _UnaryResponse(LogicalCall):
+class _UnaryResponse(AwaitableCall):
     """A call answered by one message."""
 
     _response: Any = None
@@ -33,47 +43,45 @@ class _UnaryResponse(LogicalCall):
         return self._result().__await__()
 
     async def _result(self) -> Any:
-        if self._answered:
-            return self._response
-        while True:
-            inner = None
+        if not self._answered:
             try:
-                inner = await self._current()
-                data = await inner
+                data = await self._follow(_itself)
             except grpc.aio.AioRpcError:
-                if inner is None or not self._superseded(inner):
-                    raise
-            except asyncio.CancelledError:
-                if inner is None or self._cancel_asked or not self._superseded(inner):
-                    self._raise_request_error()
-                    self.cancel()
-                    raise
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    self.cancel()
-                    raise
-            else:
-                if not self._answered:
-                    self._response = self._method.deserialize(data)
-                    self._answered = True
-                return self._response
+                raise
+            except Exception as error:
+                # Grpcio, or an interceptor, failed in a way that need not end the call.
+                if self._attempt is not None:
+                    self._attempt.break_off(error)
+                raise
+            if not self._answered:  # by another task that awaits the same call
+                self._response = self._method.deserialize(data)
+                self._answered = True
+        return self._response
 
 
-class _StreamResponse(LogicalCall):
+class _StreamResponse(AwaitableCall):
     """A call answered by any number of messages."""
 
     _received = False
-    _reader: AsyncIterator[Any] | None = None
     _style: str | None = None
 
     def __del__(self) -> None:
-        # As in grpcio before 1.83: a stream that nobody holds any more is cancelled.
-        if not self._done and self._attempt is not None:
-            self._attempt.inner.cancel()
-            self._settle(grpc.StatusCode.CANCELLED, "Cancelled upon garbage collection!")
+        # As in grpcio before 1.83: a stream that nobody holds any more is cancelled. Its last
+        # reference may go in any thread, and in the middle of anything.
+        if self._done or self._attempt is None:
+            return
+        self._done = True
+        tracing.end_client_span(
+            self._span,
+            grpc.StatusCode.CANCELLED,
+            self._attempt.endpoint.instance.id,
+            "Cancelled upon garbage collection!",
+        )
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and all its calls with it
+            self._destination.loop.call_soon_threadsafe(self._attempt.inner.cancel)
 
-    def _repeatable(self) -> bool:
-        return not self._received
+    def _repeatable(self, attempt: Attempt) -> bool:
+        return not self._received and super()._repeatable(attempt)
 
     def _use(self, style: str) -> None:
         if self._style is None:
@@ -83,56 +91,19 @@ class _StreamResponse(LogicalCall):
 
     def __aiter__(self) -> AsyncIterator[Any]:
         self._use("iterator")
-        if self._reader is None:
-            self._reader = self._messages()
-        return self._reader
-
-    async def _messages(self) -> AsyncIterator[Any]:
-        while True:
-            inner = await self._current()
-            try:
-                async for data in inner:
-                    self._received = True
-                    yield self._decode(data)
-            except grpc.aio.AioRpcError:
-                if not self._superseded(inner):
-                    raise
-            except asyncio.CancelledError:
-                self._raise_or_continue(inner)
-            else:
-                return
+        return _Messages(self)
 
     async def read(self) -> Any:
         """Return the next message; `grpc.aio.EOF` after the last."""
         self._use("read")
-        while True:
-            inner = await self._current()
-            try:
-                data = await inner.read()
-            except grpc.aio.AioRpcError:
-                if not self._superseded(inner):
-                    raise
-            except asyncio.CancelledError:
-                self._raise_or_continue(inner)
-            else:
-                if data is grpc.aio.EOF:
-                    return data
-                self._received = True
-                return self._decode(data)
+        return await self.receive(_read)
 
-    def _raise_or_continue(self, inner: Any) -> None:
-        """Tell a cancellation by the user from a connection closed under the call."""
-        task = asyncio.current_task()
-        if (
-            self._cancel_asked
-            or not self._superseded(inner)
-            or (task is not None and task.cancelling())
-        ):
-            self._raise_request_error()
-            self.cancel()
-            raise asyncio.CancelledError
-
-    def _decode(self, data: bytes) -> Any:
+    async def receive(self, take: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Return the next message, taken from an attempt by `take`; EOF after the last."""
+        data = await self._follow(take)
+        if data is grpc.aio.EOF:
+            return data
+        self._received = True
         try:
             return self._method.deserialize(data)
         except grpc.aio.AioRpcError:
@@ -140,7 +111,40 @@ class _StreamResponse(LogicalCall):
             raise
 
 
-class _UnaryRequest(LogicalCall):
+class _Messages(AsyncIterator[Any]):
+    """Iterates over a stream's messages.
+
+    The call does not know its iterators: with a reference each way, a stream that is dropped
+    would go on until the garbage collector comes by.
+    """
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: _StreamResponse) -> None:
+        self._call = call
+
+    async def __anext__(self) -> Any:
+        message = await self._call.receive(_take_next)
+        if message is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return message
+
+
+def _itself(inner: Any) -> Awaitable[Any]:
+    answer: Awaitable[Any] = inner
+    return answer
+
+
+def _read(inner: Any) -> Awaitable[Any]:
+    message: Awaitable[Any] = inner.read()
+    return message
+
+
+def _take_next(inner: Any) -> Awaitable[Any]:
+    return anext(aiter(inner), grpc.aio.EOF)
+
+
+class _UnaryRequest(AwaitableCall):
     """A call with one request message."""
 
     _request: bytes
@@ -149,44 +153,69 @@ class _UnaryRequest(LogicalCall):
         return endpoint.method(self._kind, self._method.path)(self._request, **options)
 
 
-class _StreamRequest(LogicalCall):
+class _StreamRequest(AwaitableCall):
     """A call with any number of request messages."""
 
     _requests: RequestStream | None = None
+    _connected: Any = None
+    """The attempt that is known to have reached its instance."""
     _written = False
 
     def _invoke(self, endpoint: Endpoint, **options: Any) -> Any:
         messages = None if self._requests is None else self._requests.replay()
         return endpoint.method(self._kind, self._method.path)(messages, **options)
 
-    def _repeatable(self) -> bool:
+    def _repeatable(self, attempt: Attempt) -> bool:
         if self._requests is not None:
-            return super()._repeatable() and self._requests.replayable
-        return super()._repeatable() and not self._written
+            can_repeat = self._requests.take_back(cancelled=attempt.cancelled)
+        else:
+            can_repeat = not self._written
+        return can_repeat and super()._repeatable(attempt)
 
     def _feed(self, requests: AsyncIterable[Any] | Iterable[Any] | None) -> None:
         if requests is not None:
             self._requests = RequestStream(requests, self._method.serialize)
 
-    def _raise_request_error(self) -> None:
-        if self._requests is not None and self._requests.error is not None:
+    def _close_requests(self) -> None:
+        if self._requests is not None:
+            self._requests.close()
+
+    def _raise_cause(self) -> None:
+        if self._requests is None:
+            return
+        if self._requests.error is not None:
             raise self._requests.error
+        if self._cancelled and not self._cancel_asked:
+            # Grpcio could not write the end of the stream, and did not wait to learn why.
+            self._cancelled = False
+            late = self.time_remaining() == 0
+            self._error = local_error(
+                grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.UNAVAILABLE,
+                "the call ended while its requests were being sent",
+            )
+            raise self._error
 
     async def write(self, request: Any) -> None:
         """Send a message."""
-        if self._requests is not None:
-            raise grpc.aio.UsageError(_STYLES_MIXED)
         data = self._method.serialize(request)
-        inner = await self._current()
-        self._written = True
-        await inner.write(data)
+        await self._send(lambda inner: inner.write(data))
 
     async def done_writing(self) -> None:
         """Say that no further message comes."""
+        await self._send(lambda inner: inner.done_writing())
+
+    async def _send(self, step: Callable[[Any], Awaitable[None]]) -> None:
         if self._requests is not None:
             raise grpc.aio.UsageError(_STYLES_MIXED)
-        inner = await self._current()
-        await inner.done_writing()
+
+        async def send(inner: Any) -> None:
+            if self._connected is not inner:
+                await connected(inner)
+                self._connected = inner
+            self._written = True
+            await step(inner)
+
+        await self._follow(send)
 
 
 class UnaryUnaryCall(_UnaryRequest, _UnaryResponse, grpc.aio.UnaryUnaryCall):

@@ -2,9 +2,9 @@
 
 Read this first. One call goes: deadline, span, pick, start on the endpoint's own grpc channel,
 finish. `Channel` makes multicallables; a multicallable turns a request into a call object
-(`call.py`), which carries out its attempts (`attempt.py`) at endpoints (`endpoint.py`) that the
-destination (`destination.py`) offers. The channel may be made before an event loop runs: it is
-bound to the mesh's destination by its first call.
+(`call.py`, `waiting.py`), which carries out its attempts (`logical_call.py`, `attempt.py`) at
+endpoints (`endpoint.py`) that the destination (`destination.py`) offers. The channel may be made
+before an event loop runs: it is bound to the mesh's destination by its first call.
 """
 
 from __future__ import annotations
@@ -25,13 +25,24 @@ from meshrpc.client.call import (
 )
 from meshrpc.client.destination import Destination, local_error
 from meshrpc.client.endpoint import READY, Dialing
-from meshrpc.client.logical_call import LogicalCall
+from meshrpc.client.metadata import checked
+from meshrpc.client.waiting import AwaitableCall
 from meshrpc.interceptors.server_call import CURRENT
 from meshrpc.policy.table import MethodPolicy, PolicyTable
 from meshrpc.telemetry import tracing
 
 _LONGEST = 86_400.0
 """A day: grpcio turns much longer timeouts into ones that have already passed."""
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise grpc.aio.UsageError(
+            "a call needs a running event loop: make it in an async function (a synchronous "
+            "handler runs in a thread, which has none)"
+        ) from None
 
 
 class Binding(Protocol):
@@ -60,7 +71,7 @@ class Channel(grpc.aio.Channel):
         self._binding = binding
         self._destination: Destination | None = None
         self._closed = False
-        self._calls: weakref.WeakSet[LogicalCall] = weakref.WeakSet()
+        self._calls: weakref.WeakSet[AwaitableCall] = weakref.WeakSet()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
@@ -70,9 +81,11 @@ class Channel(grpc.aio.Channel):
         """Return the destination that calls go to."""
         if self._closed:
             raise grpc.aio.UsageError("Channel is closed.")
-        if self._destination is None:
-            self._destination = self._binding.destination(self)
-        return self._destination
+        destination = self._destination
+        if destination is None or destination.loop is not _running_loop():
+            # In another loop than the mesh's, this says so.
+            destination = self._destination = self._binding.destination(self)
+        return destination
 
     def unbind(self) -> None:
         """Forget the destination: the mesh was left."""
@@ -97,13 +110,15 @@ class Channel(grpc.aio.Channel):
             _, late = await asyncio.wait(waits, timeout=grace)
             for wait in late:
                 wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
         for call in running:
             call.cancel()
         if self._destination is not None:
+            self._destination.wake()  # those who wait for the channel's state
             await self._binding.release(self)
             self._destination = None
 
-    def track(self, call: LogicalCall) -> None:
+    def track(self, call: AwaitableCall) -> None:
         """Remember a call, so that closing can wait for it."""
         self._calls.add(call)
 
@@ -113,18 +128,17 @@ class Channel(grpc.aio.Channel):
             return grpc.ChannelConnectivity.SHUTDOWN
         if self._destination is None and not try_to_connect:
             return grpc.ChannelConnectivity.IDLE
-        return self.bound().state()
+        return (self._destination or self.bound()).state()
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
         """Return once the state is another one."""
-        destination = self.bound()
         while self.get_state() is last_observed_state:
-            await destination.changed()
+            await self.bound().changed()
 
     async def channel_ready(self) -> None:
         """Return once an endpoint is ready."""
-        destination = self.bound()
-        while destination.state() is not READY:
+        # Bound anew each time: the channel may be closed, or the mesh left, meanwhile.
+        while (destination := self.bound()).state() is not READY:
             await destination.changed()
 
     def unary_unary(
@@ -189,7 +203,10 @@ class Method:
 
     def serialize(self, message: Any) -> bytes:
         """Return the message as bytes; what the serialiser raises, this raises."""
-        return message if self._serializer is None else self._serializer(message)
+        data = message if self._serializer is None else self._serializer(message)
+        if not isinstance(data, bytes):
+            raise TypeError(f"{self.path} sends bytes, not {type(data).__name__}")
+        return data
 
     def deserialize(self, data: bytes) -> Any:
         """Return the message in `data`.
@@ -210,7 +227,7 @@ class Method:
 class _MultiCallable:
     """What makes calls of one method."""
 
-    _call: Callable[..., LogicalCall]
+    _call: Callable[..., AwaitableCall]
     _unary = False
 
     def __init__(self, channel: Channel, method: Method) -> None:
@@ -232,6 +249,9 @@ class _MultiCallable:
         table = destination.table
         if table is not self._table:
             self._policy, self._table = table.method(self._method.path), table
+        pairs = checked(metadata) if metadata else ()
+        deadline = self._deadline(timeout, destination.clock.now())
+        # Nothing fails between here and the call, which ends the span.
         span = tracing.start_client_span(self._method.path, destination.service)
         call = self._call(
             request,
@@ -239,8 +259,8 @@ class _MultiCallable:
             self._method,
             self._policy,
             span,
-            deadline=self._deadline(timeout, destination.clock.now()),
-            metadata=(*(metadata or ()), *tracing.inject(span)),
+            deadline=deadline,
+            metadata=(*pairs, *tracing.inject(span)),
             credentials=credentials,
             wait_for_ready=wait_for_ready,
             compression=compression,

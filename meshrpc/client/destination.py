@@ -11,7 +11,8 @@ import asyncio
 import contextvars
 import logging
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Coroutine
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -58,6 +59,8 @@ class Destination:
         self.service = service
         self.clock = clock
         self.rng = rng
+        self.loop = asyncio.get_running_loop()
+        self.closed = False
         self.table = PolicyTable(policy)
         self.budget = RetryBudget(policy.retry_budget, clock.now())
         self._dialing = dialing
@@ -66,9 +69,12 @@ class Destination:
         self._picker: Picker[Endpoint] | None = None
         self._ready: tuple[Endpoint, ...] = ()
         self._known = False
+        self._skipped: str | None = None
+        """Why the registry's newest answer has an instance that is not among the endpoints."""
         self._changed = asyncio.Event()
         self._watch: Watch | None = None
         self._retiring: dict[asyncio.Task[None], Endpoint] = {}
+        self._waiting: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return (
@@ -86,9 +92,17 @@ class Destination:
         self._watch = registry.watch(self.service, self._on_snapshot)
 
     async def close(self, grace: float) -> None:
-        """Stop following, and close every endpoint with `grace` seconds for calls under way."""
+        """Stop following, and close every endpoint with `grace` seconds for calls under way.
+
+        Calls that wait for an endpoint or for their next attempt end at once.
+        """
+        self.closed = True
         if self._watch is not None:
             self._watch.close()
+        waiting = tuple(self._waiting)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
         endpoints = [*self._endpoints.values(), *self._retiring.values()]
         self._endpoints = {}
         self._rebuild()
@@ -98,10 +112,19 @@ class Destination:
         await asyncio.gather(*retiring, return_exceptions=True)
         await asyncio.gather(*(endpoint.close(grace) for endpoint in endpoints))
 
+    def wait(
+        self, waiting: Coroutine[Any, Any, None], context: contextvars.Context
+    ) -> asyncio.Task[None]:
+        """Run what a call waits with; closing the destination cancels it."""
+        task = self.loop.create_task(waiting, context=context)
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
+        return task
+
     def configure(self, policy: EffectivePolicy) -> None:
         """Let calls that start from now on follow `policy`; those under way keep theirs."""
         before, self.table = self.table.policy, PolicyTable(policy)
-        self.budget.configure(policy.retry_budget)
+        self.budget.configure(policy.retry_budget, self.clock.now())
         if policy.balancer != before.balancer:
             self._balancer = create_balancer(policy.balancer, self.rng)
             for endpoint in self._endpoints.values():
@@ -178,12 +201,17 @@ class Destination:
     def _why_none(self) -> str:
         if self._endpoints:
             return f"every instance of service {self.service!r} is draining"
+        if self._skipped is not None:
+            return f"no instance of service {self.service!r} can be used; {self._skipped}"
         return f"service {self.service!r} has no instances in the registry"
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         self._known = True
+        self._skipped = None
         current: dict[str, Endpoint] = {}
         for instance in snapshot.instances:
+            if instance.id in current:
+                continue  # a record that stands there twice must not open a second connection
             endpoint = self._endpoints.get(instance.id)
             if endpoint is not None and endpoint.instance.address == instance.address:
                 endpoint.instance = instance
@@ -200,8 +228,9 @@ class Destination:
         decay = self.table.policy.balancer.decay
         try:
             return Endpoint(instance, self._dialing, decay=decay, on_state=self._rebuild)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             _log.warning("instance %s of %s skipped: %s", instance.id, self.service, error)
+            self._skipped = f"instance {instance.id} was skipped: {error}"
             return None
 
     def _retire(self, endpoint: Endpoint) -> None:
@@ -216,5 +245,9 @@ class Destination:
             if endpoint.state is READY and endpoint.instance.state is State.ACTIVE
         )
         self._picker = self._balancer.picker(self._ready) if self._ready else None
+        self.wake()
+
+    def wake(self) -> None:
+        """Let everybody who waits for a change look again."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()

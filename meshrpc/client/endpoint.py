@@ -20,6 +20,7 @@ import grpc.aio
 from meshrpc import wire
 from meshrpc.balancer.peak_ewma import FAILURE_LATENCY, PeakEwma
 from meshrpc.client import options
+from meshrpc.client.metadata import checked
 from meshrpc.registry.instance import Instance
 from meshrpc.resilience.outcome import Outcome
 from meshrpc.settings import parse_address
@@ -58,6 +59,7 @@ class Endpoint:
         "_latency",
         "_methods",
         "_on_state",
+        "_under_way",
         "_watcher",
         "closing",
         "instance",
@@ -82,9 +84,11 @@ class Endpoint:
         self.metadata: wire.Metadata = ((wire.CALLER, dialing.caller),)
         if ours:
             self.metadata += ((wire.TARGET, instance.id),)
+        checked(self.metadata)
         self._latency = PeakEwma(decay)
         self._on_state = on_state
         self._methods: dict[tuple[str, str], Callable[..., Any]] = {}
+        self._under_way: set[Any] = set()
         self._idle: asyncio.Event | None = None
         self._channel = _dial(instance.address, dialing, options.MESH if ours else options.FOREIGN)
         self._watcher = asyncio.create_task(self._follow_state(), context=contextvars.Context())
@@ -120,16 +124,18 @@ class Endpoint:
             multicallable = self._methods[key] = getattr(self._channel, kind)(path)
         return multicallable
 
-    def start(self) -> None:
-        """Count an attempt as pending; each is followed by exactly one `finish`."""
+    def start(self, inner: Any) -> None:
+        """Count an attempt, grpc's call `inner`, as pending; exactly one `finish` follows."""
         self._latency.pending += 1
+        self._under_way.add(inner)
 
-    def finish(self, outcome: Outcome, latency: float | None, now: float) -> None:
+    def finish(self, inner: Any, outcome: Outcome, latency: float | None, now: float) -> None:
         """Count an attempt as over and learn from it.
 
         `latency` is its duration in seconds; None where that says nothing, as for a stream.
         """
         self._latency.pending -= 1
+        self._under_way.discard(inner)
         if outcome is Outcome.FAILURE:
             self._latency.observe(max(FAILURE_LATENCY, latency or 0.0), now)
         elif latency is not None:
@@ -149,6 +155,9 @@ class Endpoint:
             except TimeoutError:
                 pass
         self.closing = True
+        # A channel of grpcio before 1.83 overlooks calls that nobody waits for when it closes.
+        for inner in tuple(self._under_way):
+            inner.cancel()
         await self._channel.close()
         await asyncio.gather(self._watcher, return_exceptions=True)
 

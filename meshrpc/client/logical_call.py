@@ -3,23 +3,22 @@
 A call is started when it is made. With an endpoint ready, its first attempt goes out at once
 and nothing else happens until that is over: no task, no lock. Only when there is no endpoint
 yet, or an attempt failed and another is due, a task (`_next`) waits for what is missing and
-starts the attempt. Whoever awaits the call waits for `_next`, then for the attempt, and starts
-over if meanwhile another one was due.
+starts the attempt. How a user waits for all that is in `waiting.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import grpc
 import grpc.aio
 from opentelemetry.trace import Span
 
 from meshrpc import wire
-from meshrpc.client.attempt import Attempt
+from meshrpc.client.attempt import CANCELLED_HERE, Attempt
 from meshrpc.client.destination import Destination, local_error
 from meshrpc.client.endpoint import Endpoint
 from meshrpc.policy.table import MethodPolicy
@@ -30,11 +29,12 @@ from meshrpc.telemetry import tracing
 if TYPE_CHECKING:
     from meshrpc.client.channel import Method
 
-_CANCELLED_DETAILS = "Locally cancelled by application!"
 _OK = grpc.StatusCode.OK
 _CANCELLED = grpc.StatusCode.CANCELLED
 
-T = TypeVar("T")
+
+def _left() -> grpc.aio.AioRpcError:
+    return local_error(grpc.StatusCode.UNAVAILABLE, "the mesh was left")
 
 
 class LogicalCall:
@@ -44,6 +44,9 @@ class LogicalCall:
     _sampled = False
     _held = False
     """Whether the call lives on without anybody holding it, as grpcio's unary calls do."""
+    _channel: ClassVar[None] = None
+    """Grpcio before 1.83, when it closes a channel, asks each call that any task is in for its
+    channel, and stumbles over those that have none."""
 
     def __init__(
         self,
@@ -74,19 +77,18 @@ class LogicalCall:
         self._error: grpc.aio.AioRpcError | None = None
         self._tried: list[Endpoint] = []
         self._cancel_asked = False
+        self._cancelled = False
         self._done = False
+        # A later attempt is as much the request's as the first: what interceptors and request
+        # iterators read from the context must be there.
+        self._context = contextvars.copy_context()
         self._callbacks: list[Callable[[Any], None]] = []
         destination.budget.deposit()
 
     def _begin(self) -> None:
         """Start: at once on a ready endpoint, else as soon as there is one."""
         now = self._destination.clock.now()
-        if self._deadline is not None and self._deadline <= now:
-            self._fail(
-                local_error(
-                    grpc.StatusCode.DEADLINE_EXCEEDED, "deadline passed before the call was sent"
-                )
-            )
+        if self._is_too_late(now):
             return
         endpoint = self._destination.pick(now)
         if endpoint is None:
@@ -98,6 +100,17 @@ class LogicalCall:
             tracing.end_client_span(self._span, grpc.StatusCode.INTERNAL)
             raise
 
+    def _is_too_late(self, now: float) -> bool:
+        """Fail if the deadline has passed: an endpoint is not asked, and not blamed, for that."""
+        if self._deadline is None or self._deadline > now:
+            return False
+        self._fail(
+            local_error(
+                grpc.StatusCode.DEADLINE_EXCEEDED, "deadline passed before the call was sent"
+            )
+        )
+        return True
+
     def __repr__(self) -> str:
         state = "done" if self._done else "running"
         return f"<{type(self).__name__} {self._method.path} {state} attempts={len(self._tried)}>"
@@ -107,12 +120,15 @@ class LogicalCall:
     def _invoke(self, endpoint: Endpoint, **options: Any) -> Any:
         raise NotImplementedError
 
-    def _repeatable(self) -> bool:
-        """Return whether another attempt could send, and its user see, the same again."""
+    def _repeatable(self, attempt: Attempt) -> bool:  # noqa: ARG002 - for those that need it
+        """Return whether an attempt after this one could send, and its user see, the same."""
         return True
 
-    def _raise_request_error(self) -> None:
-        """Raise what the user's request iterator raised, if it did."""
+    def _raise_cause(self) -> None:
+        """Raise what grpcio cancelled the call for by itself, if it did."""
+
+    def _close_requests(self) -> None:
+        """Stop asking the user for messages to send."""
 
     # Attempts.
 
@@ -135,34 +151,36 @@ class LogicalCall:
             attempt.keep(self)
         attempt.start(inner)
 
-    def on_attempt_done(self, attempt: Attempt, code: grpc.StatusCode) -> None:
+    def on_attempt_done(self, attempt: Attempt) -> None:
         """Start another attempt where one is due; otherwise the call is over."""
-        if code is _OK:
-            self._settle(code)
-            return
-        if self._cancel_asked or (attempt.inner.cancelled() and not attempt.interrupted):
+        code = attempt.code
+        assert code is not None  # noqa: S101 - it is over
+        if self._done:
+            return  # a stream that was collected
+        if code is _OK or attempt.raised:
+            self._settle(code, attempt.details)
+        elif self._cancel_asked or (attempt.cancelled and not attempt.interrupted):
+            self._cancelled = True
             self._settle(_CANCELLED)
-            return
-        details, trailers = attempt.details(), attempt.trailers()
-        if attempt.interrupted:
-            details = f"the connection to {attempt.endpoint.instance.id} was closed"
-        if not self._retry(attempt, code, details, trailers):
+        elif attempt.interrupted and self._destination.closed:
+            self._fail(_left())
+        elif not self._retry(attempt, code):
             if attempt.interrupted:
-                self._error = local_error(code, details)
-            self._settle(code, details)
+                self._error = local_error(code, attempt.details)
+            self._settle(code, attempt.details)
 
-    def _retry(
-        self, attempt: Attempt, code: grpc.StatusCode, details: str, trailers: wire.Metadata
-    ) -> bool:
+    def _retry(self, attempt: Attempt, code: grpc.StatusCode) -> bool:
         destination, retry = self._destination, self._policy.retry
+        if destination.closed:
+            return False
         now = destination.clock.now()
         timed_out = attempt.bounded and code is grpc.StatusCode.DEADLINE_EXCEEDED
         # A server that stops drops what waits in its accept queue with CANCELLED; nobody here
         # cancelled, so it means the same as UNAVAILABLE.
         effective = grpc.StatusCode.UNAVAILABLE if code is _CANCELLED else code
-        failure = read_failure(effective, details, trailers, timed_out=timed_out)
+        failure = read_failure(effective, attempt.details, attempt.trailers(), timed_out=timed_out)
         attempts = len(self._tried)
-        if not self._repeatable() or not may_retry(
+        if not self._repeatable(attempt) or not may_retry(
             retry, failure, attempts=attempts, idempotent=self._policy.idempotent
         ):
             return False
@@ -176,9 +194,8 @@ class LogicalCall:
         return True
 
     def _schedule(self, wait: float) -> None:
-        self._next = asyncio.get_running_loop().create_task(
-            self._start_next(wait), context=contextvars.Context()
-        )
+        self._next = self._destination.wait(self._start_next(wait), self._context.copy())
+        self._next.add_done_callback(self._on_next_over)
 
     async def _start_next(self, wait: float) -> None:
         destination = self._destination
@@ -191,20 +208,21 @@ class LogicalCall:
                 tried=self._tried,
             )
             self._next = None
-            self._start_attempt(endpoint, destination.clock.now())
+            now = destination.clock.now()
+            if not self._is_too_late(now):
+                self._start_attempt(endpoint, now)
         except grpc.aio.AioRpcError as error:
             self._next = None
             self._fail(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must learn it
             self._next = None
             self._fail(local_error(grpc.StatusCode.INTERNAL, f"cannot start the call: {error}"))
-        except asyncio.CancelledError:
+
+    def _on_next_over(self, task: asyncio.Task[None]) -> None:
+        # Cancelled by whoever ends the destination or the loop, perhaps before its first step.
+        if self._next is task:
             self._next = None
-            self._fail(
-                local_error(_CANCELLED, _CANCELLED_DETAILS)
-                if self._cancel_asked
-                else local_error(grpc.StatusCode.UNAVAILABLE, "the mesh was left")
-            )
+            self._fail(_left())
 
     def _fail(self, error: grpc.aio.AioRpcError) -> None:
         """End the call with an error of this client's own."""
@@ -215,32 +233,21 @@ class LogicalCall:
         self._done = True
         instance = self._tried[-1].instance.id if self._tried else None
         tracing.end_client_span(self._span, code, instance, details)
+        self._close_requests()
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
-            callback(self)
-
-    async def _current(self) -> Any:
-        """Return grpc's call of the attempt that counts now, waiting until there is one."""
-        while self._next is not None:
-            await asyncio.wait((self._next,))
-        if self._error is not None:
-            if self._cancel_asked:
-                raise asyncio.CancelledError
-            raise self._error
-        assert self._attempt is not None  # noqa: S101 - begun, and not failed
-        return self._attempt.inner
-
-    def _superseded(self, inner: Any) -> bool:
-        """Return whether an error of `inner` is not the call's last word."""
-        if self._next is not None or self._attempt is None or self._attempt.inner is not inner:
-            return True
-        return self._error is not None
+            try:
+                callback(self)
+            except Exception as error:  # noqa: BLE001 - grpcio would fail the call with it
+                self._destination.loop.call_exception_handler(
+                    {"message": f"a done callback of {self!r} failed", "exception": error}
+                )
 
     # grpc.aio.RpcContext and grpc.aio.Call.
 
     def cancelled(self) -> bool:
         """Return whether this side cancelled the call."""
-        return self._done and self._cancel_asked
+        return self._cancelled
 
     def done(self) -> bool:
         """Return whether the call is over, its last attempt included."""
@@ -258,7 +265,10 @@ class LogicalCall:
             return False
         self._cancel_asked = True
         if self._next is not None:
-            self._next.cancel()
+            task, self._next = self._next, None
+            task.cancel()
+            self._cancelled = True
+            self._fail(local_error(_CANCELLED, CANCELLED_HERE))
         elif self._attempt is not None:
             self._attempt.inner.cancel()
         return True
@@ -275,49 +285,3 @@ class LogicalCall:
     def peer(self) -> Instance | None:
         """Return the instance of the last attempt; None before the first."""
         return self._attempt.endpoint.instance if self._attempt is not None else None
-
-    async def initial_metadata(self) -> grpc.aio.Metadata:
-        """Return what the server sent ahead of its answer."""
-        return await self._ask(
-            lambda inner: inner.initial_metadata(), lambda error: error.initial_metadata()
-        )
-
-    async def trailing_metadata(self) -> grpc.aio.Metadata:
-        """Return what the server sent after its answer."""
-        return await self._ask(
-            lambda inner: inner.trailing_metadata(), lambda error: error.trailing_metadata()
-        )
-
-    async def code(self) -> grpc.StatusCode:
-        """Return the status code, when the call is over."""
-        return await self._ask(lambda inner: inner.code(), lambda error: error.code())
-
-    async def details(self) -> str:
-        """Return the status details, when the call is over."""
-        return await self._ask(lambda inner: inner.details(), lambda error: error.details())
-
-    async def debug_error_string(self) -> str:
-        """Return grpcio's own account of an error, when the call is over."""
-        return await self._ask(
-            lambda inner: inner.debug_error_string(), lambda error: error.debug_error_string()
-        )
-
-    async def wait_for_connection(self) -> None:
-        """Wait until the call is on its way to an instance."""
-        inner = await self._current()
-        await inner.wait_for_connection()
-
-    async def _ask(
-        self, ask: Callable[[Any], Awaitable[T]], recall: Callable[[grpc.aio.AioRpcError], Any]
-    ) -> T:
-        while True:
-            while self._next is not None:
-                await asyncio.wait((self._next,))
-            if self._error is not None:
-                recalled: T = recall(self._error)
-                return recalled
-            assert self._attempt is not None  # noqa: S101 - begun, and not failed
-            inner = self._attempt.inner
-            answer = await ask(inner)
-            if not self._superseded(inner):
-                return answer

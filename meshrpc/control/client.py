@@ -151,6 +151,8 @@ class ControlClient:
                 )
             case grpc.StatusCode.INVALID_ARGUMENT:
                 return DocumentsRefused(details)
+            case grpc.StatusCode.RESOURCE_EXHAUSTED if "message larger than max" in details:
+                return ControlError(f"this is more than {where} takes at once: apply it in parts")
         return ControlError(details or f"{where} answered {code.name}")
 
 

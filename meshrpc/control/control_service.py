@@ -12,10 +12,10 @@ import contextlib
 import contextvars
 import logging
 from collections.abc import AsyncIterator, Collection
-from functools import lru_cache
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from meshrpc.clock import Clock
 from meshrpc.control.pushes import (
@@ -28,6 +28,7 @@ from meshrpc.control.pushes import (
     State,
     Subscriber,
 )
+from meshrpc.control.refusals import name_problem
 from meshrpc.control.store import Applied, PolicyStore
 from meshrpc.registry.leases import LeaseTable
 from meshrpc.v1 import control_pb2, control_pb2_grpc
@@ -65,8 +66,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self._due_changed = asyncio.Event()
         self._acknowledgements: dict[Resource, asyncio.Event] = {}
         self._is_stopping = False
-        # One set goes to many: it is encoded once for each version of it.
-        self._instance_set = lru_cache(maxsize=256)(self._encode_instances)
+        # One set goes to many: it is made once for each version of it.
+        self._instance_sets: dict[tuple[str, str], control_pb2.InstanceSet] = {}
         store.on_change = self._policies_changed
 
     def __repr__(self) -> str:
@@ -108,7 +109,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self, requests: AsyncIterator[control_pb2.SubscribeRequest], context: Any
     ) -> Process:
         first = None
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, DecodeError):
             async with asyncio.timeout(ANSWER_WITHIN):
                 first = await anext(requests, None)
         if first is None or first.WhichOneof("message") != "hello" or not first.hello.service:
@@ -117,6 +118,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
             )
             raise AssertionError  # abort raises
         hello = first.hello
+        for name in ("namespace", "service", "instance", "version", "library"):
+            if problem := name_problem(name, getattr(hello, name), is_optional=True):
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, problem)
         return Process(
             namespace=hello.namespace or DEFAULT_NAMESPACE,
             service=hello.service,
@@ -158,6 +162,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
                 stream.wake.set()
         except (grpc.aio.BaseError, asyncio.InvalidStateError):
             pass  # the connection is gone
+        except DecodeError:
+            _log.warning("%s sent what is no message of this protocol", subscriber)
+            stream.end(grpc.StatusCode.INVALID_ARGUMENT, "this is no message of this protocol")
         except Exception:  # noqa: BLE001 - one bad stream harms no other
             _log.exception("what %s says cannot be taken", subscriber)
             stream.end(grpc.StatusCode.INTERNAL, "this message cannot be taken")
@@ -219,6 +226,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     def instances_changed(self, namespace: str, service: str) -> None:
         """Push what the lease table now has of the service."""
+        self._instance_sets.pop((namespace, service), None)
         resource = Resource(Kind.INSTANCES, namespace, service)
         self._changed(resource, self._version(resource))
 
@@ -302,19 +310,21 @@ class ControlService(control_pb2_grpc.ControlServicer):
                     document="" if stored is None else stored.document,
                 )
             else:
-                version = self._leases.version(namespace, name)
-                message.instances.append(self._instance_set(namespace, name, version))
+                message.instances.append(self._instance_set(namespace, name))
         return message
 
-    def _encode_instances(
-        self, namespace: str, service: str, version: int
-    ) -> control_pb2.InstanceSet:
-        instances = self._leases.snapshot(namespace, service).instances
-        return control_pb2.InstanceSet(
-            service=service,
-            version=version,
-            instances=[instance.to_wire() for instance in instances],
-        )
+    def _instance_set(self, namespace: str, service: str) -> control_pb2.InstanceSet:
+        made = self._instance_sets.get((namespace, service))
+        if made is None:
+            instances = self._leases.snapshot(namespace, service).instances
+            made = control_pb2.InstanceSet(
+                service=service,
+                version=self._leases.version(namespace, service),
+                instances=[instance.to_wire() for instance in instances],
+            )
+            if instances:  # of what does not exist nothing is kept
+                self._instance_sets[namespace, service] = made
+        return made
 
 
 class _Stream:

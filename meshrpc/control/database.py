@@ -61,6 +61,11 @@ class Database:
             )
         try:
             return cls(await asyncio.to_thread(_open, path, schema), url)
+        except FileExistsError as error:
+            raise ControlError(
+                f"cannot make the folder of the store {url}: there is a file in its place; "
+                "choose another with --store"
+            ) from error
         except OSError as error:
             raise ControlError(
                 f"cannot make the folder of the store {url}: {error.strerror}; "
@@ -88,7 +93,7 @@ class Database:
                 raise
             except sqlite3.Error as error:
                 kind = StoreFullError if _name(error) == "SQLITE_FULL" else ControlError
-                raise kind(f"cannot write the store {self._url}: {_remedy(error)}") from error
+                raise kind(f"cannot use the store {self._url}: {_remedy(error)}") from error
 
     async def close(self) -> None:
         """Close the file, after the work that is under way."""
@@ -143,6 +148,10 @@ def _remedy(error: sqlite3.Error) -> str:
         return f"{error}; make it writable, or choose another with --store"
     if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
         return f"{error}; {_MOVE_ASIDE}"
+    if name.startswith("SQLITE_IOERR"):
+        return f"{error}; is the disk well, and writable? choose another with --store"
+    if str(error).startswith(("no such column", "no such table")):
+        return f"{error}; it is another program's, or another release's: {_MOVE_ASIDE}"
     return str(error)
 
 

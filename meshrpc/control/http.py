@@ -7,6 +7,7 @@ are JSON too: `{"error": "..."}`.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -17,6 +18,8 @@ from meshrpc.control.control_service import DEFAULT_NAMESPACE
 from meshrpc.control.pushes import ProcessState, Pushes
 from meshrpc.control.store import PolicyStore, StoredPolicy
 from meshrpc.registry.leases import LeaseTable
+
+_log = logging.getLogger(__name__)
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -79,7 +82,8 @@ class HttpFace:
         stored = self._store.get(namespace, service)
         if stored is None:
             raise web.HTTPNotFound(
-                reason=f"no policy for {service[:MAX_SHOWN]!r} in namespace {namespace!r}"
+                reason=f"no policy for {service[:MAX_SHOWN]!r} "
+                f"in namespace {namespace[:MAX_SHOWN]!r}"
             )
         return web.json_response(_policy(stored))
 
@@ -126,3 +130,6 @@ async def _json_errors(request: web.Request, handler: _Handler) -> web.StreamRes
             reason = error.reason
         allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
         return web.json_response({"error": reason}, status=error.status, headers=allow)
+    except Exception:  # noqa: BLE001 - of one request, and it is logged
+        _log.exception("cannot answer %s %s", request.method, request.path[:MAX_SHOWN])
+        return web.json_response({"error": "this is a bug; the log has it"}, status=500)

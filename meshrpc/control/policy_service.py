@@ -6,19 +6,21 @@ this release can load. What is refused is answered with every problem, one a lin
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 import grpc
 
 from meshrpc.control.control_service import DEFAULT_NAMESPACE
 from meshrpc.control.database import StoreFullError
+from meshrpc.control.refusals import details, listed, name_problem
 from meshrpc.control.store import PolicyStore, StoredPolicy
 from meshrpc.errors import ControlError, PolicyError
 from meshrpc.policy import Document, load_document
 from meshrpc.v1 import policy_pb2, policy_pb2_grpc
 
-MAX_DETAILS: Final = 4000
-"""Characters of an answer's details: they travel as metadata, and gRPC refuses more than 8 KiB."""
+MAX_DOCUMENT: Final = 256 * 1024
+"""Bytes of a document: each process that it is for reads it between two calls."""
 
 
 class PolicyService(policy_pb2_grpc.PolicyStoreServicer):
@@ -35,9 +37,12 @@ class PolicyService(policy_pb2_grpc.PolicyStoreServicer):
     ) -> policy_pb2.ApplyResponse:
         """Store all documents as one revision, or none of them."""
         namespace = request.namespace or DEFAULT_NAMESPACE
-        documents, problems = _load(request.documents)
+        if problem := name_problem("namespace", namespace):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, problem)
+        # In a thread: a large set of documents takes longer than a renewal may wait.
+        documents, problems = await asyncio.to_thread(_load, request.documents)
         if problems:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _details(problems))
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, listed(problems))
         texts = {service: document.canonical for service, document in documents.items()}
         warnings = [warning for document in documents.values() for warning in document.warnings]
         if request.dry_run:
@@ -96,6 +101,11 @@ def _load(texts: Any) -> tuple[dict[str, Document], list[str]]:
     problems: list[str] = []
     for number, text in enumerate(texts, 1):
         source = "policy" if len(texts) == 1 else f"policy {number}"
+        if (size := len(text.encode())) > MAX_DOCUMENT:
+            problems.append(
+                f"{source}: document: {size} bytes: a document has {MAX_DOCUMENT} at most"
+            )
+            continue
         try:
             document = load_document(text, source=source)
         except PolicyError as error:
@@ -110,15 +120,6 @@ def _load(texts: Any) -> tuple[dict[str, Document], list[str]]:
     return documents, problems
 
 
-def _details(problems: list[str]) -> str:
-    """Join as many lines as fit."""
-    text = "\n".join(problems)
-    if len(text) <= MAX_DETAILS:
-        return text
-    kept = text[:MAX_DETAILS].rpartition("\n")[0] or text[:MAX_DETAILS]
-    return f"{kept}\nand {len(problems) - kept.count(chr(10)) - 1} more problems"
-
-
 def _to_wire(stored: StoredPolicy) -> policy_pb2.PolicyDocument:
     return policy_pb2.PolicyDocument(
         namespace=stored.namespace,
@@ -131,10 +132,11 @@ def _to_wire(stored: StoredPolicy) -> policy_pb2.PolicyDocument:
 async def _abort(context: Any, error: ControlError) -> None:
     full = isinstance(error, StoreFullError)
     code = grpc.StatusCode.RESOURCE_EXHAUSTED if full else grpc.StatusCode.INTERNAL
-    await context.abort(code, str(error))
+    await context.abort(code, details(str(error)))
 
 
 async def _not_found(context: Any, namespace: str, service: str) -> None:
     await context.abort(
-        grpc.StatusCode.NOT_FOUND, f"no policy for {service!r} in namespace {namespace!r}"
+        grpc.StatusCode.NOT_FOUND,
+        details(f"no policy for {service!r} in namespace {namespace!r}"),
     )

@@ -1,13 +1,15 @@
 """The embedded registry's records on disk, so that a restarted control service forgets nobody.
 
-Written behind: a record that a crash loses is registered again with its next renewal, so nobody
-waits for this disk. What changed since the last write goes out as one transaction, the latest
-state of each record only; leases are not written, each record comes back with a fresh one.
+What changed since the last write goes out as one transaction, the latest state of each record
+only. A new record waits to be `written` before callers hear of it, so that a restart never
+knows fewer than they do; but not for a disk that is full or slow, the mesh goes on without it.
+Leases are not written: each record comes back with a fresh one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 from typing import Final
@@ -30,6 +32,8 @@ CREATE TABLE IF NOT EXISTS instances (
 ) WITHOUT ROWID;
 """
 
+WRITE_WITHIN = 1.0
+"""Seconds that somebody waits for the disk."""
 RETRY_AFTER = 5.0
 """Seconds until a write that failed is tried again."""
 
@@ -49,6 +53,8 @@ class InstanceRecords:
         self._clock = clock
         self._unwritten: dict[_Key, Instance | None] = {}
         self._has_unwritten = asyncio.Event()
+        self._tried = asyncio.Event()  # of what is unwritten; each batch has its own
+        self._is_failing = False
 
     def __repr__(self) -> str:
         return f"<InstanceRecords unwritten={len(self._unwritten)}>"
@@ -56,14 +62,20 @@ class InstanceRecords:
     async def load(self) -> tuple[Instance, ...]:
         """Return every record; one that cannot be read is left out."""
         rows = await self._database.run(
-            lambda connection: connection.execute("SELECT record FROM instances").fetchall()
+            lambda connection: connection.execute(
+                "SELECT namespace, service, id, record FROM instances"
+            ).fetchall()
         )
         instances = []
-        for (record,) in rows:
+        for *key, record in rows:
             try:
-                instances.append(Instance.from_wire(registry_pb2.Instance.FromString(record)))
-            except DecodeError:
-                _log.warning("a record of the registry cannot be read; it will register again")
+                instance = Instance.from_wire(registry_pb2.Instance.FromString(record))
+            except (DecodeError, TypeError):
+                instance = None
+            if instance is None or [instance.namespace, instance.service, instance.id] != key:
+                _log.warning("the record of %s cannot be read; it will register again", key[2])
+            else:
+                instances.append(instance)
         return tuple(instances)
 
     def keep(self, instance: Instance) -> None:
@@ -78,20 +90,26 @@ class InstanceRecords:
         self._unwritten[key] = instance
         self._has_unwritten.set()
 
+    async def written(self) -> None:
+        """Return once all that is noted is on disk, or the disk keeps us waiting."""
+        if self._unwritten and not self._is_failing:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WRITE_WITHIN):
+                    await self._tried.wait()
+
     async def run(self) -> None:
         """Write what changes, as it changes."""
-        is_failing = False
         while True:
             await self._has_unwritten.wait()
             try:
                 await self.flush()
             except ControlError as error:
-                if not is_failing:
+                if not self._is_failing:
                     _log.warning("%s (until then a restart forgets some instances)", error)
-                is_failing = True
+                self._is_failing = True
                 await self._clock.sleep(RETRY_AFTER)
             else:
-                is_failing = False
+                self._is_failing = False
 
     async def flush(self) -> None:
         """Write what is not written yet.
@@ -99,16 +117,19 @@ class InstanceRecords:
         Raises:
             ControlError: it cannot be written; it stays to be.
         """
-        batch, self._unwritten = self._unwritten, {}
         self._has_unwritten.clear()
-        if not batch:
+        if not self._unwritten:
             return
+        batch, self._unwritten = self._unwritten, {}
+        tried, self._tried = self._tried, asyncio.Event()
         try:
             await self._database.run(lambda connection: _write(connection, batch))
         except BaseException:
             self._unwritten = batch | self._unwritten
             self._has_unwritten.set()
             raise
+        finally:
+            tried.set()
 
 
 def _write(connection: sqlite3.Connection, batch: dict[_Key, Instance | None]) -> None:

@@ -15,6 +15,7 @@ import grpc
 from meshrpc.clock import Clock
 from meshrpc.control.control_service import DEFAULT_NAMESPACE, ControlService
 from meshrpc.control.records import InstanceRecords
+from meshrpc.control.refusals import details, name_problem
 from meshrpc.errors import StaleIncarnation
 from meshrpc.registry.instance import Instance
 from meshrpc.registry.leases import LeaseTable
@@ -29,8 +30,9 @@ ASLEEP_AFTER: Final = 3.0
 renewals that came meanwhile are still unread, so every lease starts anew."""
 MAX_LEASE: Final = 3600.0
 MAX_ACKNOWLEDGE_WITHIN: Final = 60.0
-MAX_NAME: Final = 256
-"""Characters of an id, a service or a namespace."""
+MAX_WEIGHT: Final = 10_000
+MAX_RECORD: Final = 16 * 1024
+"""Bytes of a record, mostly labels: each caller is sent all of them with each change."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,14 +73,17 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         lease = request.lease_seconds or LEASE
         problem = _problem(wire, lease)
         if problem:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, problem)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, details(problem))
         instance = Instance.from_wire(wire)
         try:
+            if not self._leases.holds(instance):
+                # Before anybody hears of it: a restart must not know fewer than callers do.
+                self._records.keep(instance)
+                await self._records.written()
             is_changed = self._leases.register(instance, self._clock.now(), lease)
         except StaleIncarnation as error:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, details(str(error)))
         if is_changed:
-            self._records.keep(instance)
             self._control.instances_changed(instance.namespace, instance.service)
         return registry_pb2.RegisterResponse()
 
@@ -88,11 +93,14 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         """Extend a lease."""
         namespace = request.namespace or DEFAULT_NAMESPACE
         now = self._clock.now()
+        self.look(now)  # first: this process may just have woken up
         if not self._leases.renew(namespace, request.service, request.id, request.incarnation, now):
             await context.abort(
                 grpc.StatusCode.NOT_FOUND,
-                f"instance {request.id!r} of {request.service!r} holds no lease as incarnation "
-                f"{request.incarnation}; register again",
+                details(
+                    f"no lease is held by incarnation {request.incarnation} of instance "
+                    f"{request.id!r} of {request.service!r}; register again"
+                ),
             )
         return registry_pb2.RenewResponse()
 
@@ -113,8 +121,8 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
     ) -> registry_pb2.DeregisterResponse:
         """Remove a record, and wait until its callers have let go."""
         namespace = request.namespace or DEFAULT_NAMESPACE
+        self._records.forget(namespace, request.service, request.id)
         if self._leases.deregister(namespace, request.service, request.id):
-            self._records.forget(namespace, request.service, request.id)
             self._control.instances_changed(namespace, request.service)
         within = request.acknowledge_within_seconds
         within = min(within, MAX_ACKNOWLEDGE_WITHIN) if within > 0 else 0.0
@@ -151,8 +159,7 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         asleep, self._looked = now - self._looked, now
         if asleep > ASLEEP_AFTER:
             _log.warning("this process stood still for %.1f s: all leases start anew", asleep)
-            for instance in self._leases.all():
-                self._leases.register(instance, now)
+            self._leases.renew_all(now)
         if (due := self._leases.next_expiry()) is None or due > now:
             return
         before = {_key(instance) for instance in self._leases.all()}
@@ -171,14 +178,21 @@ def _key(instance: Instance) -> tuple[str, str, str]:
 def _problem(wire: registry_pb2.Instance, lease: float) -> str:
     """Say what is wrong with a registration; empty when nothing is."""
     for name, value in (("id", wire.id), ("service", wire.service), ("namespace", wire.namespace)):
-        if not value or not value.isprintable() or len(value) > MAX_NAME:
-            return f"{name} {value[:MAX_NAME]!r}: 1 to {MAX_NAME} printable characters"
+        if problem := name_problem(name, value):
+            return problem
+    for name, value in (("version", wire.version), ("zone", wire.zone)):
+        if problem := name_problem(name, value, is_optional=True):
+            return problem
     try:
         _, port = parse_address(wire.address)
     except ValueError as error:
         return f"address {wire.address!r}: {error}"
     if port == 0:
         return f"address {wire.address!r}: nobody can dial port 0"
+    if wire.weight > MAX_WEIGHT:
+        return f"weight {wire.weight}: 1 to {MAX_WEIGHT}"
+    if wire.ByteSize() > MAX_RECORD:
+        return f"record of {wire.ByteSize()} bytes: {MAX_RECORD} at most; shorten its labels"
     if not (math.isfinite(lease) and 0 < lease <= MAX_LEASE):
         return f"lease_seconds {lease}: more than 0, at most {MAX_LEASE:.0f}"
     return ""

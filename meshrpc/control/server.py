@@ -53,6 +53,10 @@ SERVER_OPTIONS: Final = (
 
 _log = logging.getLogger(__name__)
 
+_no_log = logging.getLogger(f"{__name__}.requests")
+"""aiohttp logs a traceback for each request that is no HTTP: whoever sent it is told, that will do."""
+_no_log.setLevel(logging.CRITICAL + 1)
+
 
 class ControlServer:
     """The control service. Open it with `async with`.
@@ -80,9 +84,12 @@ class ControlServer:
     ) -> None:
         self._listen = _Listen("--listen", listen)
         self._http = _Listen("--http", http)
-        if not insecure:
-            self._listen.require_loopback()
-            self._http.require_loopback()
+        for listening in (self._listen, self._http):
+            if not (insecure or listening.is_loopback):
+                raise SettingsError(
+                    f"{listening}: others could reach it, and nobody has to say who they are; "
+                    "listen on 127.0.0.1, or say --insecure if the network is yours alone"
+                )
         self._store_url = store
         self._clock = clock
         self._exit = contextlib.AsyncExitStack()
@@ -168,6 +175,11 @@ class ControlServer:
 
         face = HttpFace(store, leases, control.pushes, clock=self._clock)
         http_address = await self._http.serve(face.application(), stack)
+        for listen in (self._listen, self._http):
+            if not listen.is_loopback:
+                _log.warning(
+                    "%s: whoever reaches it may use it, nobody has to say who they are", listen
+                )
         face.is_ready = True
         stack.callback(setattr, face, "is_ready", False)
         self._address, self._http_address = grpc_address, http_address
@@ -184,45 +196,45 @@ class _Listen:
             raise SettingsError(f"{option} {address!r}: {error}") from error
 
     def __str__(self) -> str:
-        return f"{self._host}:{self._port}"
+        return f"{self._option} {self._address}"
 
-    def require_loopback(self) -> None:
-        """Raise SettingsError if other machines could reach the address."""
+    @property
+    def is_loopback(self) -> bool:
+        """Whether other machines cannot reach the address."""
         host = self._host.strip("[]")
         try:
-            is_loopback = ipaddress.ip_address(host).is_loopback
+            return ipaddress.ip_address(host).is_loopback
         except ValueError:
-            is_loopback = host == "localhost"
-        if not is_loopback:
-            raise SettingsError(
-                f"{self._option} {self}: others could reach it, and nobody has to say who they "
-                "are; listen on 127.0.0.1, or say --insecure if the network is yours alone"
-            )
+            return host == "localhost"
+
+    @property
+    def _address(self) -> str:
+        return f"{self._host}:{self._port}"
 
     def bind(self, server: grpc.aio.Server) -> str:
         """Listen with gRPC; return the address with the real port."""
         self._require_free()
         try:
-            port = server.add_insecure_port(str(self))
+            port = server.add_insecure_port(self._address)
         except RuntimeError as error:
-            raise SettingsError(f"{self._option} {self}: {error}") from error
+            raise SettingsError(f"{self}: {error}") from error
         return f"{self._host}:{port}"
 
     async def serve(self, application: web.Application, stack: contextlib.AsyncExitStack) -> str:
         """Listen with HTTP until `stack` closes; return the address with the real port."""
         self._require_free()
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=GRACE)
+        runner = web.AppRunner(application, access_log=None, logger=_no_log, shutdown_timeout=GRACE)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, self._host.strip("[]"), self._port)
         try:
             await site.start()
         except OSError as error:
-            raise SettingsError(f"{self._option} {self}: {error}") from error
+            raise SettingsError(f"{self}: {error}") from error
         return f"{self._host}:{runner.addresses[0][1]}"
 
     def _require_free(self) -> None:
-        require_free(str(self), f"choose another with {self._option}")
+        require_free(self._address, f"choose another with {self._option}")
 
 
 @contextlib.asynccontextmanager

@@ -62,5 +62,8 @@ class Chaos:
         if not workers:
             return None
         victim, pid = self._rng.choice(workers)
-        os.kill(pid, number)
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return None  # it has just gone by itself
         return victim

@@ -44,10 +44,10 @@ class PolicyDesk:
     async def change(self, *, after: float) -> None:
         """Push the changed policy."""
         await asyncio.sleep(after)
-        await self.push(load_documents(CHANGED))
+        await self.push(load_documents(CHANGED), "payment is balanced by round_robin")
 
-    async def push(self, documents: tuple[Document, ...]) -> None:
-        """Apply documents, and say when they have landed.
+    async def push(self, documents: tuple[Document, ...], what: str = "") -> None:
+        """Apply documents, say `what` that means, and when they have landed.
 
         Raises:
             MeshError: a process that can answer did not take them in time.
@@ -57,7 +57,7 @@ class PolicyDesk:
         answer = await self._client.apply_policies([each.canonical for each in documents])
         name = f"policy revision {answer.revision}"
         self._board.policy = name
-        self._view.event(f"{name} pushed: {', '.join(answer.changed)}")
+        self._view.event(f"{name} pushed: {what or ', '.join(answer.changed)}")
         try:
             async with asyncio.timeout(_LANDS_WITHIN):
                 while late := await self._not_synced():  # noqa: ASYNC110 - control is asked

@@ -1,18 +1,19 @@
 """The demo's own processes: started with a log each, awaited, and ended for certain.
 
 Each runs in a session of its own, so that Ctrl-C in the terminal reaches only the demo, which
-ends them in order. What a process has written is shown when it fails.
+ends them in order. Their stdin is a lifeline: when the demo dies without a word, they end by
+themselves. What a process has written is shown when it fails.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,6 +22,8 @@ from meshrpc.errors import MeshError
 
 STOP_WITHIN = 15.0
 """Seconds a process gets to end after SIGTERM; draining takes one to five of them."""
+END_WITHIN = 3.0
+"""Seconds it gets when there is no time for draining."""
 _LOOK_EVERY = 0.05
 _TAIL_LINES = 15
 
@@ -35,9 +38,9 @@ class Process:
         self._log = folder / f"{name}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own command
-                [sys.executable, "-m", "meshrpc", *arguments],
+                [sys.executable, "-m", "meshrpc", "--until-stdin-ends", *arguments],
                 env=dict(environment),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -47,6 +50,11 @@ class Process:
         code = self._process.poll()
         state = "running" if code is None else f"ended with {code}"
         return f"<Process {self.name} pid={self._process.pid} {state}>"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
 
     def check(self) -> None:
         """Raise `MeshError` with the end of its log if the process has ended."""
@@ -67,21 +75,22 @@ class Process:
             raise MeshError(f"{self.name} was not ready within {within:.0f} s") from None
         return match
 
-    async def stop(self) -> None:
-        """End the process and all that it started, gently first."""
-        self._signal(signal.SIGTERM)
-        try:
-            await asyncio.to_thread(self._process.wait, STOP_WITHIN)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            # Also after a second Ctrl-C, which cancels the wait above.
-            self._signal(signal.SIGKILL)
-            self._process.wait()
+    async def stop(self, within: float) -> None:
+        """Ask the process to end, and wait for that."""
+        self.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(self._process.wait, within)
 
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process.poll() is None:
-            os.kill(self._process.pid, number)
+    def terminate(self) -> None:
+        """Send SIGTERM, if the process has not ended."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """End the process, if it has not ended, and let go of it."""
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
     def _text(self) -> str:
         return self._log.read_text(errors="replace")
@@ -92,7 +101,7 @@ class Processes:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._running: list[Process] = []
+        self._started: list[Process] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -103,24 +112,41 @@ class Processes:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.stop()
+        if isinstance(error, asyncio.CancelledError):
+            self._end()
+        else:
+            await self.stop()
 
     def start(self, name: str, arguments: list[str], environment: Mapping[str, str]) -> Process:
         """Start a process that ends with this block at the latest."""
         process = Process(name, arguments, environment=environment, folder=self._folder)
-        self._running.append(process)
+        self._started.append(process)
         return process
 
     def check(self) -> None:
         """Raise `MeshError` if any process has ended."""
-        for process in self._running:
+        for process in self._started:
             process.check()
 
     async def stop(self) -> None:
-        """End them all: first what was started last, the first one at the very end.
+        """End them all gently, the first one after the others; if cancelled, all at once.
 
         The first is the control service, which the others tell that they are leaving.
         """
-        running, self._running = self._running, []
-        for group in (running[1:], running[:1]):
-            await asyncio.gather(*(process.stop() for process in group), return_exceptions=True)
+        try:
+            for group in (self._started[1:], self._started[:1]):
+                await asyncio.gather(*(process.stop(STOP_WITHIN) for process in group))
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """End all that still run, without draining. Blocks, since nothing may come in between."""
+        give_up = time.monotonic() + END_WITHIN
+        while (left := [p for p in self._started if p.is_running]) and time.monotonic() < give_up:
+            # More than once: the second signal makes `meshrpc run` kill its workers.
+            for process in left:
+                process.terminate()
+            time.sleep(_LOOK_EVERY)
+        for process in self._started:
+            process.kill()
+        self._started.clear()

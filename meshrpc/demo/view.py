@@ -7,12 +7,12 @@ of totals every few seconds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import grpc
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +27,20 @@ from meshrpc.registry.instance import Instance
 _LINE_EVERY = 5.0
 """Seconds between lines of totals where nothing can be redrawn."""
 _EVENTS_SHOWN = 8
+_COLUMNS = {
+    "INSTANCE": 18,
+    "VERSION": 7,
+    "STATE": 8,
+    "CALLS/S": 7,
+    "CALLS": 6,
+    "ERRORS": 6,
+    "P50 MS": 7,
+    "P99 MS": 7,
+}
+"""The board's columns, as wide as what they hold gets: one that grew would make the board jump."""
+_FIGURES = tuple(_COLUMNS)[3:]
+_LEFT_OUT = ("VERSION", "CALLS")
+"""What a terminal of less than 80 columns does without."""
 _STATE_STYLES = {"active": "green", "draining": "yellow", "frozen": "cyan", "gone": "red"}
 
 
@@ -55,6 +69,7 @@ class View:
         self._board = board
         self._live: Live | None = None
         self._next_line = 0.0
+        self._scrolled_away = 0
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -62,6 +77,7 @@ class View:
         if not self._console.is_terminal:
             yield
             return
+        self._scrolled_away = len(self._board.events)  # these stand above the board already
         with Live(console=self._console, auto_refresh=False) as self._live:
             yield
         self._live = None
@@ -90,30 +106,41 @@ class View:
 
     def _draw(self, now: float, sales: Sales) -> RenderableType:
         board = self._board
-        title = (
-            f"meshrpc demo  {board.elapsed:.0f} of {board.duration:.0f} s   "
-            f"{sales.placed} orders, {len(sales.paid)} paid, {sum(sales.failed.values())} failed"
-            f"   {board.policy}"
+        title = Text.assemble(
+            ("meshrpc demo", "bold"),
+            f"  {board.elapsed:.0f} of {board.duration:.0f} s   {sales.placed} orders, "
+            f"{len(sales.paid)} paid, {sum(sales.failed.values())} failed   {board.policy}",
         )
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        for name in ("service", "instance", "version", "state"):
-            table.add_column(name.upper())
-        for name in ("calls/s", "calls", "errors", "p50", "p99"):
-            table.add_column(name.upper(), justify="right")
-        for service in board.services:
-            total = board.traffic.service(service, now)
-            table.add_row(service, "", "", "", *_cells(total), style="bold")
+        events = Text("\n".join(board.events[self._scrolled_away :][-_EVENTS_SHOWN:]), style="dim")
+        for line in (title, events):
+            line.no_wrap, line.overflow = True, "ellipsis"
+        return Group(title, Text(), self._table(now), Text(), events)
+
+    def _table(self, now: float) -> Table:
+        is_narrow = self._console.width < 80
+        shown = [name for name in _COLUMNS if not (is_narrow and name in _LEFT_OUT)]
+        table = Table(box=None, pad_edge=False, padding=(0, 1 if is_narrow else 2, 0, 0))
+        for name in shown:
+            justify: JustifyMethod = "right" if name in _FIGURES else "left"
+            table.add_column(name, min_width=_COLUMNS[name], justify=justify, no_wrap=True)
+
+        def add(cells: Mapping[str, str | Text], style: str = "") -> None:
+            table.add_row(*(cells.get(name, "") for name in shown), style=style)
+
+        traffic = self._board.traffic
+        for service in self._board.services:
+            add({"INSTANCE": service, **_cells(traffic.service(service, now))}, "bold")
             for instance in self._of(service):
                 state = self._state(instance)
-                table.add_row(
-                    "",
-                    instance.id,
-                    instance.version or "-",
-                    Text(state, style=_STATE_STYLES.get(state, "")),
-                    *_cells(board.traffic.instance(service, instance.id, now)),
+                add(
+                    {
+                        "INSTANCE": f"  {instance.id}",
+                        "VERSION": instance.version or "-",
+                        "STATE": Text(state, style=_STATE_STYLES.get(state, "")),
+                        **_cells(traffic.instance(service, instance.id, now)),
+                    }
                 )
-        events = Text("\n".join(board.events[-_EVENTS_SHOWN:]), style="dim")
-        return Group(table, Text(), events)
+        return table
 
     def _of(self, service: str) -> list[Instance]:
         found = (i for i in self._board.instances.values() if i.service == service)
@@ -188,14 +215,15 @@ def _grow(tree: Tree, span: Span, trace: Sequence[Span]) -> None:
         _grow(branch, child, trace)
 
 
-def _cells(figures: Figures) -> tuple[str, ...]:
-    return (
+def _cells(figures: Figures) -> dict[str, str]:
+    cells = (
         f"{figures.calls_per_second:.1f}",
         str(figures.calls),
         str(figures.errors),
-        _ms(figures.p50),
-        _ms(figures.p99),
+        _ms(figures.p50).removesuffix(" ms"),
+        _ms(figures.p99).removesuffix(" ms"),
     )
+    return dict(zip(_FIGURES, cells, strict=True))
 
 
 def _ms(seconds: float | None) -> str:

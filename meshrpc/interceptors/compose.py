@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NoReturn
 
 import grpc
+import grpc.aio
 
 from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.interceptors.method_handler import (
@@ -238,7 +239,8 @@ async def _refuse(context: Any, refusal: Refused) -> NoReturn:
 
 
 def _status_of_failure(error: BaseException, context: Any) -> grpc.StatusCode:
-    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+    # InternalError: grpcio could not write. The client has gone, and the cancellation is due.
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit, grpc.aio.InternalError)):
         return grpc.StatusCode.CANCELLED
     code = status_of(context)
     # As grpcio answers: the status that was set, or UNKNOWN for an exception without one.

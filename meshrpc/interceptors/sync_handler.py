@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import logging
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NoReturn
@@ -25,6 +27,8 @@ from meshrpc.interceptors.method_handler import (
     is_async,
     with_behavior,
 )
+
+_LOG = logging.getLogger("meshrpc.server")
 
 # As many as Python's own default executor has on a machine of average size.
 DEFAULT_THREADS = 16
@@ -59,6 +63,8 @@ class SyncHandlers:
             return handler
         if is_async(behavior):
             return with_behavior(handler, _as_function(behavior))
+        if _is_generated(behavior):
+            return with_behavior(handler, _unimplemented(streams=handler.response_streaming))
         if handler.request_streaming:
             raise SettingsError(
                 f"{method} is a plain def and takes a stream of requests: make it async def"
@@ -70,7 +76,7 @@ class SyncHandlers:
     def _submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="meshrpc-handler")
-        return self._pool.submit(work, *arguments)
+        return self._pool.submit(_carry_out, work, *arguments)
 
     def _unary(self, behavior: Behavior) -> Behavior:
         async def unary(request: Any, context: Any) -> Any:
@@ -94,6 +100,7 @@ class SyncHandlers:
             iterator: Iterator[Any] | None = None
             step: Future[Any] | None = None
             is_at_end = False
+            loop_thread = threading.get_ident()
             try:
                 step = self._submit(run, lambda: iter(behavior(request, seen)))
                 iterator = await asyncio.wrap_future(step)
@@ -103,6 +110,8 @@ class SyncHandlers:
                     if response is _END:
                         is_at_end = True
                         break
+                    if seen.is_aborted:
+                        break
                     yield response
             except _Aborted:
                 pass
@@ -110,11 +119,45 @@ class SyncHandlers:
                 seen.run_callbacks()
                 close = getattr(iterator, "close", None)
                 if close is not None and step is not None and not is_at_end:
+
+                    def close_it(_step: Future[Any]) -> None:
+                        if threading.get_ident() == loop_thread:
+                            self._submit(run, close)
+                        else:
+                            # Right behind the step: the pool may have been closed meanwhile.
+                            run(close)
+
                     # A generator cannot be closed while a thread is inside it.
-                    step.add_done_callback(lambda _step: self._submit(run, close))
+                    step.add_done_callback(close_it)
             await seen.carry_out_abort()
 
         return server_stream
+
+
+def _carry_out(work: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return work(*arguments)
+    except StopIteration as error:
+        # A future cannot carry it, and whoever waits would wait for ever. As in generators.
+        raise RuntimeError("handler raised StopIteration") from error
+
+
+def _is_generated(behavior: Behavior) -> bool:
+    """Return whether this is the method that protoc wrote and nobody has overridden."""
+    return str(getattr(behavior, "__module__", "")).endswith("_pb2_grpc")
+
+
+def _unimplemented(*, streams: bool) -> Behavior:
+    """Return a handler that answers as protoc's own method does, without a thread."""
+
+    async def unary(_request: Any, context: Any) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not implemented!")
+
+    async def stream(_request: Any, context: Any) -> AsyncIterator[Any]:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not implemented!")
+        yield
+
+    return stream if streams else unary
 
 
 def _as_function(behavior: Any) -> Behavior:
@@ -151,11 +194,19 @@ class SyncContext(grpc.ServicerContext):
     def _done(self, _context: Any) -> None:
         self._is_active = False
 
+    @property
+    def is_aborted(self) -> bool:
+        """Whether the handler has called `abort`, even if it goes on."""
+        return self._abort is not None
+
     def run_callbacks(self) -> None:
         """Tell those who asked that the call is over."""
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
-            callback()
+            try:
+                callback()
+            except Exception:  # noqa: BLE001 - as in grpcio: the call's answer stands
+                _LOG.exception("a callback of a call failed")
 
     async def carry_out_abort(self) -> None:
         """End the call if the handler aborted it, even where it caught what `abort` raised."""

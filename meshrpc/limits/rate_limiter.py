@@ -78,6 +78,8 @@ class RateLimiter:
 
     def configure(self, limits: tuple[RateLimit, ...], now: float) -> None:
         """Replace the limits. One that keeps name and key keeps its buckets, and no tokens come up."""
+        if len({spec.name for spec in limits}) < len(limits):
+            raise ValueError("two rate limits of one name: what they count could not be told apart")
         known = {limit.spec.name: limit for limit in self._limits}
         configured = []
         for spec in limits:

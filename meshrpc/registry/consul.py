@@ -38,7 +38,7 @@ ASK_WITHIN = 5.0
 """Seconds for one request that does not wait for a change."""
 WAIT = 30
 """Seconds a blocking query waits for a change: below common idle timeouts of proxies, and the
-longest a watch may miss that Consul restarted between two of its queries and counts from 1."""
+longest that a process without a lease, which would tell, may miss that Consul started anew."""
 WAIT_WITHIN = WAIT * 17 / 16 + ASK_WITHIN
 """Seconds until such a query is given up: Consul adds up to a sixteenth to what it is asked."""
 CONNECTIONS = 4096
@@ -134,6 +134,7 @@ class ConsulRegistry:
         # Consul would let a check that failed pass again; a lease that ran out stays out.
         check = consul_record.check_id(instance)
         if check not in await self._live_checks(instance):
+            self._ask_anew()
             return False
         try:
             return bool(await self._ask(self._client().agent.check.ttl_pass(check)))
@@ -194,12 +195,26 @@ class ConsulRegistry:
         """Call `on_snapshot` when Consul answers, and with each change; at once when it has."""
         self._client()
         if service not in self._followed:
-            followed = FollowedService(service, self._query, on_idle=self._unfollow, rng=self._rng)
-            task = asyncio.create_task(followed.follow(), context=contextvars.Context())
-            self._followed[service] = followed, task
-            self._tasks.add(task)  # longer than it is followed: until it has ended
-            task.add_done_callback(self._tasks.discard)
+            self._follow(
+                FollowedService(service, self._query, on_idle=self._unfollow, rng=self._rng)
+            )
         return self._followed[service][0].watch(on_snapshot)
+
+    def _follow(self, followed: FollowedService) -> None:
+        task = asyncio.create_task(followed.follow(), context=contextvars.Context())
+        self._followed[followed.service] = followed, task
+        self._tasks.add(task)  # longer than it is followed: until it has ended
+        task.add_done_callback(self._tasks.discard)
+
+    def _ask_anew(self) -> None:
+        """Ask at once what there is of each service watched, without an index.
+
+        A Consul that does not know a lease it gave may have been restarted between two queries.
+        It then counts from 1, and a query that waits for an older index has long to wait.
+        """
+        for followed, task in tuple(self._followed.values()):
+            task.cancel()
+            self._follow(followed)
 
     def _unfollow(self, followed: FollowedService) -> None:
         if followed.service in self._followed and self._followed[followed.service][0] is followed:

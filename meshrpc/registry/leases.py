@@ -62,13 +62,7 @@ class LeaseTable:
         """
         if not 0 < lease < math.inf:
             raise ValueError(f"a lease is a positive number of seconds, not {lease!r}")
-        held = self._find(instance.namespace, instance.service, instance.id)
-        newest = self._gone.get(_key(instance), 0) if held is None else held.instance.incarnation
-        if instance.incarnation < newest:
-            raise StaleIncarnation(
-                f"instance {instance.id!r} of {instance.service!r}: incarnation "
-                f"{instance.incarnation} comes after {newest}"
-            )
+        held = self._admit(instance)
         if held is None:
             self._add(instance, now, lease)
             return True
@@ -80,6 +74,15 @@ class LeaseTable:
         self._changed(instance.namespace, instance.service)
         return True
 
+    def holds(self, instance: Instance) -> bool:
+        """Whether exactly this record is registered.
+
+        Raises:
+            StaleIncarnation: as `register` would.
+        """
+        held = self._admit(instance)
+        return held is not None and held.instance == instance
+
     def renew(self, namespace: str, service: str, id: str, incarnation: int, now: float) -> bool:  # noqa: A002
         """Extend a lease; False when that incarnation holds no live one."""
         held = self._find(namespace, service, id)
@@ -87,6 +90,12 @@ class LeaseTable:
             return False
         self._extend(held, now)
         return True
+
+    def renew_all(self, now: float) -> None:
+        """Start every lease anew, each with its own length."""
+        for leases in self._services.values():
+            for held in leases.values():
+                self._extend(held, now)
 
     def drain(self, namespace: str, service: str, id: str) -> bool:  # noqa: A002
         """Mark a record as draining; False when it is already, or unknown."""
@@ -168,6 +177,17 @@ class LeaseTable:
     def _find(self, namespace: str, service: str, id_: str) -> _Lease | None:
         leases = self._services.get((namespace, service))
         return None if leases is None else leases.get(id_)
+
+    def _admit(self, instance: Instance) -> _Lease | None:
+        """Return what is held under the instance's id; raise when that is too new for it."""
+        held = self._find(instance.namespace, instance.service, instance.id)
+        newest = self._gone.get(_key(instance), 0) if held is None else held.instance.incarnation
+        if instance.incarnation < newest:
+            raise StaleIncarnation(
+                f"instance {instance.id!r} of {instance.service!r}: incarnation "
+                f"{instance.incarnation} comes after {newest}"
+            )
+        return held
 
     def _add(self, instance: Instance, now: float, length: float) -> None:
         key = _key(instance)

@@ -25,8 +25,9 @@ class RetryBudget:
         self._tokens = SAVED
         self._at = now
 
-    def configure(self, policy: model.RetryBudget) -> None:
-        """Change the rates; what was saved stays."""
+    def configure(self, policy: model.RetryBudget, now: float) -> None:
+        """Change the rates; what was saved stays, and until now the old ones have held."""
+        self._earn(now)
         self._policy = policy
 
     def deposit(self) -> None:
@@ -35,13 +36,16 @@ class RetryBudget:
 
     def withdraw(self, now: float) -> bool:
         """Take a token for a retry; False when there is none."""
-        earned = (now - self._at) * self._policy.min_per_second
-        self._at = now
-        self._tokens = min(SAVED, self._tokens + earned)
+        self._earn(now)
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0
         return True
+
+    def _earn(self, now: float) -> None:
+        earned = max(0.0, now - self._at) * self._policy.min_per_second
+        self._at = now
+        self._tokens = min(SAVED, self._tokens + earned)
 
     def __repr__(self) -> str:
         return f"<RetryBudget {self._tokens:.1f} of {SAVED:.0f}>"

@@ -8,6 +8,7 @@ the caller without any answer.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from meshrpc.interceptors.server_call import ServerCall
 
 _KEY = re.compile(r"[0-9a-z_.\-]+")
 _TEXT = re.compile(r"[ -~]*")
+_OK = (grpc.StatusCode.OK, 0)
 
 
 class DecodingError(Exception):
@@ -36,6 +38,8 @@ class CallContext(grpc.aio.ServicerContext[Any, Any]):
         self._call = call
         self.decoder: Callable[[bytes], Any] | None = None
         self.encoder: Callable[[Any], bytes] | None = None
+        self.writing: asyncio.Lock | None = None
+        """Held while a response of a stream is sent; None where there is only one response."""
         self.aborted: BaseException | None = None
         """What `abort` raised: grpcio accepts that very object and no other."""
         self.was_cancelled = False
@@ -69,26 +73,41 @@ class CallContext(grpc.aio.ServicerContext[Any, Any]):
         return message if message is grpc.aio.EOF else self.decode(message)
 
     async def write(self, message: Any) -> None:
-        """Send one response."""
-        await self._raw.write(self.encode(message))
+        """Send one response of a stream."""
+        if self.writing is None:
+            # grpcio would send it, and could then not send what the handler returns, ever.
+            raise grpc.aio.UsageError("write is for streams: this method returns its one response")
+        # Two at once fail in grpcio, and nothing more, not even a status, could be sent.
+        async with self.writing:
+            await self.write_encoded(self.encode(message))
+
+    async def write_encoded(self, message: bytes) -> None:
+        """Send one response of a stream, as it is."""
+        await self._raw.write(message)
 
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
         """Send initial metadata now."""
         await self._raw.send_initial_metadata(_checked(initial_metadata))
 
     async def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
-        """End the call with this status; always raises."""
+        """End the call with this status, which cannot be OK; always raises."""
         # Checked first: grpcio that fails while it aborts may leave the caller waiting.
         trailers = _checked(trailing_metadata)
         if not isinstance(code, (grpc.StatusCode, int)):
             raise TypeError(f"a status code is a grpc.StatusCode, not {code!r}")
+        if code in _OK:
+            raise ValueError("abort ends a call with an error: OK is none")
         if self.aborted is not None:
             raise grpc.aio.UsageError("abort was called before")
         try:
-            await self._raw.abort(code, str(details), trailers)
+            await self._raw.abort(code, _sendable(str(details)), trailers)
         except grpc.aio.AbortError as error:
             self.aborted = error
             raise
+        except grpc.aio.InternalError as error:
+            # Of all that grpcio tells, this alone tells surely that nobody waits any more.
+            self.was_cancelled = True
+            raise asyncio.CancelledError("the client has gone") from error
         raise grpc.aio.UsageError("abort returned")
 
     async def abort_with_status(self, status: Any) -> NoReturn:
@@ -117,7 +136,7 @@ class CallContext(grpc.aio.ServicerContext[Any, Any]):
 
     def set_details(self, details: str) -> None:
         """Set the text beside the status."""
-        self._raw.set_details(details)
+        self._raw.set_details(_sendable(details) if isinstance(details, str) else details)
 
     def details(self) -> Any:
         """Return the text set so far."""
@@ -177,6 +196,11 @@ class RequestStream:
 
     async def __anext__(self) -> Any:
         return self._context.decode(await self._raw.__anext__())
+
+
+def _sendable(details: str) -> str:
+    """Return a status text that UTF-8 can carry; for any other grpcio would never answer."""
+    return details.encode("utf-8", "backslashreplace").decode()
 
 
 def _checked(metadata: Iterable[tuple[str, str | bytes]] | None) -> tuple[Any, ...]:

@@ -58,14 +58,14 @@ async def leave(departure: Departure, *, clock: Clock, hurry: asyncio.Event) -> 
     await departure.say_not_serving()
     departure.tell_calls()
     marked_at = clock.now()
-    is_known = await _unless(hurry, departure.mark_draining(), LONGEST_WAIT)
-    await _unless(hurry, departure.deregister(), LONGEST_WAIT)
+    is_known = await unless(hurry, departure.mark_draining(), LONGEST_WAIT)
+    await unless(hurry, departure.deregister(), LONGEST_WAIT)
     if is_known is False:
         return  # nobody was ever told of this instance
     quiet = QUIET_AFTER_ACKNOWLEDGEMENT if departure.acknowledges else QUIET_WITHOUT_ACKNOWLEDGEMENT
     remaining = marked_at + quiet - clock.now()
     if remaining > 0:
-        await _unless(hurry, clock.sleep(remaining), None)
+        await unless(hurry, clock.sleep(remaining), None)
 
 
 async def stop(
@@ -87,7 +87,7 @@ async def stop(
         await stopping
 
 
-async def _unless(hurry: asyncio.Event, step: Awaitable[T], within: float | None) -> T | None:
+async def unless(hurry: asyncio.Event, step: Awaitable[T], within: float | None) -> T | None:
     """Await a step; give it up, returning None, when it takes too long or there is a hurry."""
     task = asyncio.ensure_future(step)
     hurried = asyncio.ensure_future(hurry.wait())

@@ -10,31 +10,23 @@ have had their say: refusing a call must not cost decoding it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import grpc
 
 from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.interceptors.compose import ServerInterceptor, compose, status_of
-from meshrpc.interceptors.method_handler import (
-    Behavior,
-    Handler,
-    behavior_of,
-    is_async,
-    is_infrastructure,
-    with_behavior,
-)
+from meshrpc.interceptors.method_handler import Handler, is_infrastructure, with_behavior
 from meshrpc.interceptors.server_call import CURRENT
 from meshrpc.interceptors.sync_handler import SyncHandlers
-from meshrpc.server.context import CallContext, DecodingError, EncodingError, RequestStream
+from meshrpc.server.context import CallContext, DecodingError, EncodingError
+from meshrpc.server.execution import intercepted, served
 from meshrpc.wire import DRAIN, Metadata, split_method
 
 _LOG = logging.getLogger("meshrpc.server")
-_Serve = Callable[[Any, CallContext], Awaitable[Any]]
 
 # Wrapped handlers of methods that only a generic handler of the user's knows; see `_ask`.
 _MOST_DYNAMIC_METHODS = 4096
@@ -46,7 +38,7 @@ class ActiveCalls:
     """The calls being handled; those that outlast the grace are told that the server leaves."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], str] = {}
         self.is_cut = False
 
     def __len__(self) -> int:
@@ -55,16 +47,21 @@ class ActiveCalls:
     def __repr__(self) -> str:
         return f"<ActiveCalls {len(self)}{' cut' if self.is_cut else ''}>"
 
-    def start(self) -> asyncio.Task[Any]:
-        """Count the running task as a call."""
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods of these calls, each once."""
+        return tuple(sorted(set(self._tasks.values())))
+
+    def start(self, method: str) -> asyncio.Task[Any]:
+        """Count the running task as a call of `method`."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - grpcio runs each call in a task
-        self._tasks.add(task)
+        self._tasks[task] = method
         return task
 
     def finish(self, task: asyncio.Task[Any]) -> None:
         """Stop counting it."""
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
 
     def cut(self) -> None:
         """End every call still running with UNAVAILABLE and `mesh-drain`."""
@@ -195,12 +192,14 @@ class _Guard:
         One shape, because grpcio writes a generator's messages outside of it: there, nobody
         would notice that the client went away.
         """
-        serve = self._intercepted(method, handler) if self._inner else _serve(handler)
+        serve = served(handler)
+        if self._inner:
+            serve = intercepted(method, handler, self._inner, self._sync_handlers)
         active = self._active
 
         async def guarded(request: Any, raw: Any) -> Any:
             context = CallContext(raw, CURRENT.get())
-            task = active.start()
+            task = active.start(method)
             try:
                 return await serve(request, context)
             except grpc.aio.AbortError as error:
@@ -224,112 +223,46 @@ class _Guard:
         if context.aborted is not None:
             # The handler turned abort's exception into another one; the status is sent already.
             raise context.aborted
+        if context.was_cancelled or isinstance(error, GeneratorExit):
+            raise error  # nobody is left to answer, or nothing to answer with
         if isinstance(error, asyncio.CancelledError):
             if self._active.is_cut:
                 task.uncancel()
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is leaving", _LEAVING)
-            if task.cancelling():
-                context.was_cancelled = True
-                raise error
-            # Something the handler awaited was cancelled. Without an answer the client would
-            # wait for its deadline, or for ever.
+            # Cancelled by the client most likely, and then this ends here. Otherwise something
+            # that the handler awaited was, or the handler itself: without an answer the client
+            # would wait for its deadline, or for ever.
             await context.abort(grpc.StatusCode.UNAVAILABLE, "call interrupted")
-        if not isinstance(error, Exception):
-            raise error
         if isinstance(error, DecodingError):
             # INTERNAL is what gRPC's table of status codes says for a request that cannot be
             # parsed, and what grpcio's synchronous server answers.
             _LOG.warning("%s: %s: %s", method, error, error.__cause__)
             await context.abort(grpc.StatusCode.INTERNAL, str(error))
-        if task.cancelling() and isinstance(error, grpc.aio.InternalError):
-            raise error  # writing to a client that has gone
         status = status_of(context)
         if status is grpc.StatusCode.UNIMPLEMENTED and isinstance(error, NotImplementedError):
             # What generated base classes do for methods nobody has written.
             await context.abort(status, context.details() or "")
+        if isinstance(error, grpc.aio.InternalError):
+            # Writing failed, as it does when the client goes before grpcio has noticed: then this
+            # fails too, and there is nothing to log.
+            await context.abort(grpc.StatusCode.INTERNAL, "the response could not be sent")
         number = secrets.token_hex(4)
         _LOG.error("%s: internal error %s", method, number, exc_info=error)
         call = CURRENT.get()
         if call is not None and call.span is not None:
             call.span.record_exception(error)
-        if status is not grpc.StatusCode.OK:
-            await context.abort(status, context.details() or f"internal error {number}")
         text = f"internal error {number}"
-        if isinstance(error, grpc.aio.AioRpcError):
+        if status is not grpc.StatusCode.OK:
+            text = context.details() or text
+        elif isinstance(error, grpc.aio.AioRpcError):
             text += f": nested call failed: {error.code().name}"
         elif isinstance(error, EncodingError):
             text += f": {error}"
-        await context.abort(grpc.StatusCode.INTERNAL, text)
-
-    def _intercepted(self, method: str, handler: Handler) -> _Serve:
-        """Serve through grpcio's own interceptors, which choose the handler for each call."""
-        latest: tuple[Handler, _Serve] = (handler, _serve(handler))
-
-        async def choose(index: int, details: grpc.HandlerCallDetails) -> Handler | None:
-            if index == len(self._inner):
-                return handler
-
-            async def continuation(details: grpc.HandlerCallDetails) -> Handler | None:
-                return await choose(index + 1, details)
-
-            return await self._inner[index].intercept_service(continuation, details)
-
-        async def serve(request: Any, context: CallContext) -> Any:
-            nonlocal latest
-            chosen = await choose(0, _Details(method, context.invocation_metadata()))
-            if chosen is None:
-                await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-            if chosen is not latest[0]:
-                if _arity(chosen) != _arity(handler):
-                    raise TypeError(f"an interceptor changed the arity of {method}")
-                latest = chosen, _serve(self._sync_handlers.adapt(method, chosen))
-            return await latest[1](request, context)
-
-        return serve
-
-
-def _serve(handler: Handler) -> _Serve:
-    """Return what decodes, runs the handler and encodes, for its arity and shape."""
-    behavior = behavior_of(handler)
-    decoder, encoder = handler.request_deserializer, handler.response_serializer
-    if handler.response_streaming:
-        respond = _generated(behavior) if is_async(behavior, generator=True) else behavior
-    else:
-        respond = _encoded(behavior)
-    streams_in = handler.request_streaming
-
-    async def serve(request: Any, context: CallContext) -> Any:
-        context.decoder, context.encoder = decoder, encoder
-        message = RequestStream(request, context) if streams_in else context.decode(request)
-        return await respond(message, context)
-
-    return serve
-
-
-def _encoded(behavior: Behavior) -> _Serve:
-    async def respond(request: Any, context: CallContext) -> bytes:
-        response = await behavior(request, context)
-        if status_of(context) is not grpc.StatusCode.OK:
-            return b""  # grpcio sends no message beside an error
-        return context.encode(response)
-
-    return respond
-
-
-def _generated(behavior: Behavior) -> _Serve:
-    async def respond(request: Any, context: CallContext) -> None:
-        async with contextlib.aclosing(behavior(request, context)) as responses:
-            async for response in responses:
-                await context.write(response)
-
-    return respond
-
-
-def _arity(handler: Handler) -> tuple[bool, bool]:
-    return bool(handler.request_streaming), bool(handler.response_streaming)
-
-
-class _Details(grpc.HandlerCallDetails):
-    def __init__(self, method: str, invocation_metadata: Metadata) -> None:
-        self.method = method
-        self.invocation_metadata = invocation_metadata
+        try:
+            await context.abort(
+                grpc.StatusCode.INTERNAL if status is grpc.StatusCode.OK else status, text
+            )
+        except grpc.aio.AbortError:
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise error from None  # they mean the program, which ends once the caller knows
+            raise

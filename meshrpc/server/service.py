@@ -123,6 +123,10 @@ class Service:
         self._handlers.add_registered_method_handlers(service_name, method_handlers)
 
     async def __aenter__(self) -> Self:
+        await self._enter(asyncio.Event(), asyncio.Event())
+        return self
+
+    async def _enter(self, told: asyncio.Event, hurry: asyncio.Event) -> Serving:
         self._must_not_serve("it cannot be entered twice")
         self._incarnation += 1
         serving = Serving(
@@ -137,11 +141,13 @@ class Service:
                 grace=self.grace,
                 incarnation=self._incarnation,
                 replaces=self.replaces,
-            )
+            ),
+            told=told,
+            hurry=hurry,
         )
         await serving.start()
         self._serving = serving
-        return self
+        return serving
 
     async def __aexit__(
         self,
@@ -149,6 +155,9 @@ class Service:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self._leave()
+
+    async def _leave(self) -> None:
         serving = self._live()
         try:
             await serving.stop()
@@ -172,22 +181,18 @@ class Service:
         hurry = asyncio.Event()
 
         def on_signal() -> None:
-            if told.is_set():
-                hurry.set()
-                if self._serving is not None:
-                    self._serving.hurry.set()
-            told.set()
+            (hurry if told.is_set() else told).set()
 
         with _signals(on_signal):
-            async with self:
-                serving = self._live()
+            serving = await self._enter(told, hurry)
+            try:
                 _LOG.info("%s serves on %s", serving.registration.instance.id, serving.address)
-                if hurry.is_set():
-                    serving.hurry.set()
                 if on_ready is not None and not told.is_set():
                     on_ready(serving.registration.instance)
                 await told.wait()
                 _LOG.info("%s is leaving", serving.registration.instance.id)
+            finally:
+                await self._leave()
 
     def _live(self) -> Serving:
         if self._serving is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from meshrpc.server.listening import advertised, bind
 from meshrpc.server.options import SERVER_OPTIONS
 from meshrpc.telemetry.export import start_export
 
+_LOG = logging.getLogger("meshrpc.server")
+
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
@@ -57,12 +60,17 @@ class Offer:
 
 
 class Serving:
-    """One time of serving. `start` and `stop` once each."""
+    """One time of serving. `start` and `stop` once each.
 
-    def __init__(self, offer: Offer) -> None:
+    `told` is set when the process is told to stop: starting then waits for nobody. `hurry` cuts
+    the waits of leaving short.
+    """
+
+    def __init__(self, offer: Offer, *, told: asyncio.Event, hurry: asyncio.Event) -> None:
         self.address = ""
         self.registration: Registration
-        self.hurry = asyncio.Event()
+        self._told = told
+        self._hurry = hurry
         self._offer = offer
         self._mesh = offer.mesh
         self._active = ActiveCalls()
@@ -93,7 +101,7 @@ class Serving:
             reachable = advertised(self.address, mesh.settings.advertise)
             self.registration = self._create_registration(reachable)
             self._exits.push_async_callback(self.registration.stop)
-            await self.registration.start()
+            await drain.unless(self._told, self.registration.start(), None)
         except BaseException:
             await self._exits.aclose()
             raise
@@ -115,7 +123,7 @@ class Serving:
         )
         clock = self._mesh.clock
         try:
-            await drain.leave(departure, clock=clock, hurry=self.hurry)
+            await drain.leave(departure, clock=clock, hurry=self._hurry)
             # A health check may be watched for ever; only real calls are waited for.
             self._infrastructure.cut()
             await drain.stop(
@@ -123,8 +131,14 @@ class Serving:
                 self._active.cut,
                 grace=self._offer.grace,
                 clock=clock,
-                hurry=self.hurry,
+                hurry=self._hurry,
             )
+            if self._active:
+                _LOG.warning(
+                    "%d calls go on although they were cancelled, and so does this process: %s",
+                    len(self._active),
+                    ", ".join(self._active.methods),
+                )
         finally:
             await self._exits.aclose()
 

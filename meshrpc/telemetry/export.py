@@ -47,7 +47,11 @@ def start_export(
     if protocol != "grpc":
         _LOG.warning("spans are not exported: OTLP over %r; meshrpc has grpc", protocol)
         return None
-    return _install(service, instance_id, version, environ)
+    try:
+        return _install(service, instance_id, version, environ)
+    except Exception as error:  # noqa: BLE001 - a variable of OpenTelemetry's that makes no sense
+        _LOG.warning("spans are not exported: %s", error)
+        return None
 
 
 def _install(

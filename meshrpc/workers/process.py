@@ -40,7 +40,12 @@ class WorkerProcess:
     ) -> None:
         """`replaces`: the id of the instance that died in this worker's place."""
         lifeline_end, self._lifeline = os.pipe()
-        self.reports_fd, reports_end = os.pipe()
+        try:
+            self.reports_fd, reports_end = os.pipe()
+        except OSError:
+            os.close(lifeline_end)
+            os.close(self._lifeline)
+            raise
         os.set_blocking(self.reports_fd, False)
         self._unfinished = b""
         self._silent = False
@@ -88,10 +93,11 @@ class WorkerProcess:
         return self._process.poll()
 
     def stop(self) -> None:
-        """Ask the worker to drain and end."""
+        """Ask the worker to drain and end; one that is frozen is woken to hear it."""
         with contextlib.suppress(BrokenPipeError):
             os.write(self._lifeline, STOPPING)
         self._process.send_signal(signal.SIGTERM)
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End the worker at once."""

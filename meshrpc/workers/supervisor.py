@@ -76,7 +76,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._stopping = False
         self._kill_at: float | None = None
-        self._killed = False
+        self._cut_short = False
         self._cannot_start: str | None = None
 
     def __repr__(self) -> str:
@@ -103,8 +103,8 @@ class Supervisor:
                     process.close()
         if self._cannot_start is not None:
             raise MeshError(self._cannot_start)
-        if self._killed:
-            raise MeshError("workers were killed before they had drained")
+        if self._cut_short:
+            raise MeshError("workers ended before they had drained")
 
     def _running(self) -> list[WorkerProcess]:
         return [worker.process for worker in self._workers if worker.process is not None]
@@ -185,6 +185,9 @@ class Supervisor:
         process.close()
         worker.process = None
         if self._stopping:
+            # SIGTERM ends by itself only one that did not serve yet, nor does a failed one.
+            if code not in (0, -signal.SIGTERM) and worker.failure is None:
+                self._cut_short = True
             return
         if worker.failure is not None and worker.first_start:
             self._cannot_start = worker.failure
@@ -227,7 +230,6 @@ class Supervisor:
         for process in (running := self._running()):
             process.kill()
         if running:
-            self._killed = True
             _logger.warning("%s: %s killed", reason, _workers(len(running)))
 
 
@@ -241,12 +243,13 @@ def _signals() -> Iterator[int]:
     read_end, write_end = os.pipe()
     os.set_blocking(read_end, False)
     os.set_blocking(write_end, False)
+    # First, since a signal that comes between the two must not be lost.
+    wakeup_fd = signal.set_wakeup_fd(write_end)
     # Python writes the byte only where a handler stands; to stand there is all these do.
     handlers = {
         number: signal.signal(number, lambda *_: None)
         for number in (*_STOP_SIGNALS, signal.SIGCHLD)
     }
-    wakeup_fd = signal.set_wakeup_fd(write_end)
     try:
         yield read_end
     finally:

@@ -5,26 +5,19 @@ customer, items (JSON: a list of {sku, quantity, unit_price}), currency, total, 
 PAID or FAILED), payment_id, paid_by, failure (the last three empty until known), created_at (UTC).
 Anybody may read it while the service runs.
 
-Several processes write at once. Every write here is one statement and that statement is the whole
-transaction, so that no worker holds the write lock between two lines of Python: one that is frozen
-does not stop the others. Calls block for as long as the disk does; run them in a thread.
+Every write here is one statement (`services/database.py` says why). Calls block for as long as the
+disk does; run them in a thread.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-import threading
-import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from services.database import Database
 from services.order.v1 import order_pb2
-
-# Seconds a writer waits for the others.
-BUSY_TIMEOUT = 1.0
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS orders (
@@ -57,9 +50,7 @@ class Book:
     """The orders in the file at `path`, which is created on first use."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._db: sqlite3.Connection | None = None
+        self._database = Database(path, SCHEMA)
 
     def place(self, request: order_pb2.CreateOrderRequest, *, total: int) -> order_pb2.Order:
         """Write a pending order, unless its request_id has one; return the one that stands."""
@@ -75,7 +66,7 @@ class Book:
             request.currency,
             total,
         )
-        with self._connection() as db:
+        with self._database.connection() as db:
             # Of two workers that get the same request at once, one writes and both read that.
             db.execute(
                 "INSERT INTO orders (id, request_id, customer, items, currency, total) "
@@ -87,7 +78,7 @@ class Book:
 
     def paid(self, order_id: str, *, payment_id: str, paid_by: str) -> order_pb2.Order:
         """Mark an order as paid, whatever it was before: money that was taken is a fact."""
-        with self._connection() as db:
+        with self._database.connection() as db:
             db.execute(
                 "UPDATE orders SET status = 'PAID', payment_id = ?, paid_by = ?, failure = '' "
                 "WHERE id = ?",
@@ -97,7 +88,7 @@ class Book:
 
     def failed(self, order_id: str, *, failure: str) -> order_pb2.Order:
         """Mark an order as failed, unless it is paid."""
-        with self._connection() as db:
+        with self._database.connection() as db:
             db.execute(
                 "UPDATE orders SET status = 'FAILED', failure = ? "
                 "WHERE id = ? AND status = 'PENDING'",
@@ -111,7 +102,7 @@ class Book:
         Raises:
             UnknownOrderError: there is no order with this id.
         """
-        with self._connection() as db:
+        with self._database.connection() as db:
             row = db.execute(f"{SELECT} WHERE id = ?", (order_id,)).fetchone()
         if row is None:
             raise UnknownOrderError(f"no order {order_id!r}")
@@ -123,7 +114,7 @@ class Book:
         Raises:
             ValueError: there is no order with that id.
         """
-        with self._connection() as db:
+        with self._database.connection() as db:
             rowid = 0
             if after:
                 row = db.execute("SELECT rowid FROM orders WHERE id = ?", (after,)).fetchone()
@@ -135,43 +126,10 @@ class Book:
 
     def close(self) -> None:
         """Let go of the file; the next use opens it again."""
-        with self._lock:
-            if self._db is not None:
-                self._db.close()
-                self._db = None
-
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        """Lend the one connection to one thread at a time."""
-        with self._lock:
-            if self._db is None:
-                self._db = _connect(self._path)
-            yield self._db
+        self._database.close()
 
 
 def _order(row: sqlite3.Row) -> order_pb2.Order:
     fields = dict(row)
     fields["items"] = json.loads(fields["items"])
     return order_pb2.Order(**fields)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    db = sqlite3.connect(
-        path,
-        timeout=BUSY_TIMEOUT,
-        isolation_level=None,  # each statement commits by itself
-        check_same_thread=False,  # the book's lock does better
-    )
-    db.row_factory = sqlite3.Row
-    # Workers that make the file together can meet here, and SQLite does not wait for this lock.
-    for _ in range(100):
-        with suppress(sqlite3.OperationalError):
-            db.execute("PRAGMA journal_mode = WAL")  # readers and a writer at the same time
-            break
-        time.sleep(0.01)
-    # No disk flush for each order: a killed process loses nothing, since the system has what it
-    # wrote; only a power cut can take the last orders, and never leaves a damaged file.
-    db.execute("PRAGMA synchronous = NORMAL")
-    db.execute(SCHEMA)
-    return db

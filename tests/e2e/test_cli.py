@@ -25,6 +25,9 @@ import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
 from grpc_reflection.v1alpha import reflection
 
+from meshrpc.cli.reflection import find_method
+from meshrpc.errors import MeshError
+from meshrpc.mesh import Mesh
 from meshrpc.v1 import control_pb2, control_pb2_grpc, registry_pb2, registry_pb2_grpc
 
 pytestmark = pytest.mark.process
@@ -94,6 +97,26 @@ async def meshrpc(*arguments, control="127.0.0.1:1", stdin=None):
         if process.returncode is None:
             process.kill()
             await process.wait()
+    return Result(process.returncode, out.decode(), err.decode())
+
+
+async def in_shell(line, *arguments):
+    """Run a line of sh with the arguments as `$@`."""
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", line, "sh", *arguments),
+        cwd=ROOT,
+        env=environment(control="none"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(PATIENCE):
+            out, err = await process.communicate()
+    except TimeoutError:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     return Result(process.returncode, out.decode(), err.decode())
 
 
@@ -746,6 +769,18 @@ async def test_a_server_without_reflection_is_told_apart():
     assert said.startswith("echo does not offer server reflection")
 
 
+async def test_the_missing_reflection_is_told_every_time():
+    """A server that ends the question before it is written is not mistaken for a broken one."""
+    async with (
+        running_echo(with_reflection=False) as address,
+        Mesh("shell", control="none", registry=f"static:echo={address}") as mesh,
+    ):
+        channel = mesh.channel("echo")
+        for _ in range(20):
+            with pytest.raises(MeshError, match="does not offer server reflection"):
+                await find_method(channel, "echo", "test.cli.Echo/Say", within=PATIENCE)
+
+
 async def test_a_target_outside_the_mesh_can_be_called_by_address(echo):
     """`static:HOST:PORT` needs no registry at all."""
     said = await meshrpc("call", f"static:{echo}", "test.cli.Echo/Say", "-d", '{"text": "a"}')
@@ -852,6 +887,44 @@ async def test_wrong_usage_exits_with_2(arguments):
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("Usage: meshrpc ")
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("call", "static:127.0.0.1:1", "a.B/C", "-d", "-"),
+            "stdin: this is no JSON: Expecting value at line 1, column 1",
+        ),
+        (("policy", "validate", "-f", "-"), "stdin: document: there is no document in this text"),
+    ],
+)
+async def test_a_closed_stdin_is_an_empty_one(arguments, message):
+    """`<&-` leaves a command without stdin, which it need not take badly."""
+    said = await in_shell('"$@" <&-', *MESHRPC, *arguments)
+    assert said.error() == message
+
+
+async def test_a_closed_stdout_takes_nothing():
+    """`>&-` loses the table and breaks nothing."""
+    said = await in_shell('"$@" >&-', *MESHRPC, "registry", "services", "-r", "memory:")
+    assert (said.code, said.err) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+async def test_a_full_disk_is_one_clear_line():
+    """What cannot be written is an error, and Python does not try it once more."""
+    listing = ("registry", "services", "-r", "static:a=127.0.0.1:1")
+    said = await in_shell('"$@" > /dev/full', *MESHRPC, *listing)
+    assert said.error() == "cannot write: no space left on device"
+
+
+async def test_a_watch_ends_with_its_reader():
+    """`watch | head -1` does not wait for a second change."""
+    watching = ("registry", "watch", "echo", "-r", "static:echo=127.0.0.1:5001")
+    said = await in_shell('"$@" | head -1', *MESHRPC, *watching)
+    assert (said.code, said.err) == (0, "")
+    assert said.out.split()[:2] == ["added", "echo"]
 
 
 async def test_a_port_in_use_is_one_clear_line(control, tmp_path):

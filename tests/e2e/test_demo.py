@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,41 @@ def test_ctrl_c_leaves_no_process_behind(at):
         assert process.wait(timeout=60) == 130
     assert "Traceback" not in output
     assert processes_of(marker) == []
+
+
+def test_a_second_ctrl_c_ends_everything_without_draining():
+    """While workers drain, it ends them and the control service too."""
+    marker = os.urandom(8).hex()
+    environment = {**os.environ, "MESHRPC_TEST_MARKER": marker, "PYTHONUNBUFFERED": "1"}
+    with demo("--duration", "60", env=environment) as process:
+        for line in process.stdout:
+            if "landed in 6 processes" in line:
+                process.send_signal(signal.SIGINT)
+            if "interrupted" in line:
+                break
+        else:
+            pytest.fail("the demo ended by itself")
+        process.send_signal(signal.SIGINT)
+        output = process.stdout.read()
+        assert process.wait(timeout=60) == 130
+    assert "Traceback" not in output
+    assert processes_of(marker) == []
+
+
+def test_no_process_outlives_a_killed_demo():
+    """After a kill -9 of the demo, all that it started ends by itself."""
+    marker = os.urandom(8).hex()
+    environment = {**os.environ, "MESHRPC_TEST_MARKER": marker, "PYTHONUNBUFFERED": "1"}
+    with demo("--duration", "60", env=environment) as process:
+        for line in process.stdout:
+            if "1 orders placed" in line:
+                break
+        assert len(processes_of(marker)) == 10
+        process.kill()
+    give_up = time.monotonic() + 60
+    while left := processes_of(marker):
+        assert time.monotonic() < give_up, left
+        time.sleep(0.1)
 
 
 def test_a_registry_that_cannot_be_reached_is_one_clear_line():

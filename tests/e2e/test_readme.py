@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,12 +21,10 @@ README = (ROOT / "README.md").read_text()
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 
-MAKE_TARGETS_RUN_ELSEWHERE = {
+RUN_ELSEWHERE = {
     "make demo ARGS='--duration 20 --chaos'": "test_demo.py runs the demo with and without chaos",
     "make test": "this is that command",
 }
-
-RUN_BY_CI = {"make install", "make check", "make help"}
 
 
 def blocks(language):
@@ -56,7 +55,7 @@ def shell(tmp_path):
 
     The README uses the default ports; in a network namespace they are nobody else's.
     """
-    for folder in ("services", "policies"):
+    for folder in ("services", "policies", "protos"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     for name, text in files().items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -69,21 +68,32 @@ def shell(tmp_path):
     environment = {
         **os.environ,
         "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PYTHONPATH": ".",
         "MESHRPC_STATE_DIR": str(tmp_path / "state"),
     }
 
     def run(script):
         end_all = "kill $(jobs -p) 2>/dev/null; wait || true"
         text = f"ip link set lo up 2>/dev/null\ntrap '{end_all}' EXIT\nset -e\n{script}"
-        return subprocess.run(
+        with subprocess.Popen(
             [*prefix, "bash", "-c", text],
-            check=False,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             cwd=tmp_path,
             env=environment,
-            timeout=120,
-        )
+            start_new_session=True,
+        ) as process:
+            try:
+                output, _ = process.communicate(timeout=120)
+            except subprocess.TimeoutExpired:
+                # All of it: what it started in the background stays in its process group.
+                os.killpg(process.pid, signal.SIGKILL)
+                output, _ = process.communicate()
+                pytest.fail(f"the script did not end:\n{output}")
+        assert process.returncode == 0, output
+        assert "Traceback" not in output
+        return output
 
     return run
 
@@ -107,84 +117,32 @@ def patient(command, until=""):
 
 def test_every_command_of_the_readme_works(shell):
     """In the order it gives them, each succeeds and shows what the text around it says."""
-    tried = [
-        command
-        for command in commands()
-        if command not in MAKE_TARGETS_RUN_ELSEWHERE and command not in RUN_BY_CI
-    ]
-    assert [line for line in tried if not line.startswith("meshrpc ")] == []
     script = ""
-    for command in tried:
-        if command.endswith("&"):
-            script += f"{command}\n"
-        elif command.startswith("meshrpc registry instances"):
-            script += patient(f"{command} -o json", until="payment-")
+    for command in commands():
+        if command in RUN_ELSEWHERE:
+            continue
+        if command.startswith("meshrpc registry instances"):
             script += patient(f'test "$({command} | grep -c active)" = 3')
+            script += f"{command}\n"
+        elif command.startswith("for "):
+            script += f"{command} || true\n"  # refused calls are what it shows
         else:
-            script += f"echo '>>>'; {command}\n"
-    done = shell(script)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert '"status": "STATUS_CHARGED"' in done.stdout
-    assert "revision" in done.stdout
-    assert done.stdout.count("synced") >= 3
-    assert "rate: 10/s" in done.stdout
-    assert "Traceback" not in done.stderr
+            script += f"{command}\n"
+    output = shell(script)
+    assert '"status": "STATUS_CHARGED"' in output
+    assert output.count("synced") == 3
+    assert "RESOURCE_EXHAUSTED" in output
+    assert "retry-after" in output
+    assert "Run the service SERVICE of the module MODULE" in output
 
 
 def test_the_readmes_service_and_caller_work_as_printed(shell):
     """The snippets are run as files, through the default control service."""
-    done = shell(
-        "meshrpc control &\n"
-        "PYTHONPATH=. python shop/app.py &\n"
-        + patient("PYTHONPATH=. python shop/shell.py", until="1999")
+    output = shell(
+        "meshrpc control &\npython shop/app.py &\n"
+        + patient("python shop/shell.py", until="amount: 1999")
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "for-shell 1999" in done.stdout
-
-
-def test_the_readmes_rate_limit_limits(shell):
-    """With limit.yaml applied, more than ten calls a second are refused with retry-after."""
-    call = (
-        "meshrpc call payment payment.v1.PaymentService/GetPayment "
-        """-d '{"payment_id": "none"}'"""
-    )
-    flood = textwrap.dedent("""
-        cat > flood.py <<'PY'
-        import asyncio, collections, sys, grpc, meshrpc
-        from services.payment.v1 import payment_pb2, payment_pb2_grpc
-        async def main():
-            async with meshrpc.Mesh("flood") as mesh:
-                stub = payment_pb2_grpc.PaymentServiceStub(mesh.channel("payment"))
-                calls = [stub.GetPayment(payment_pb2.GetPaymentRequest(payment_id="x"), timeout=5)
-                         for _ in range(50)]
-                codes, hints = collections.Counter(), set()
-                for call in calls:
-                    try:
-                        await call
-                    except grpc.aio.AioRpcError as error:
-                        codes[error.code().name] += 1
-                        hints |= {key for key, _ in error.trailing_metadata()}
-                print(dict(codes), "retry-after" in hints)
-        asyncio.run(main())
-        PY
-    """)
-    done = shell(
-        "meshrpc control &\nmeshrpc run services.payment.app:service &\n"
-        + patient(f"{call} 2>&1 | grep NOT_FOUND")
-        + flood
-        + "PYTHONPATH=. python flood.py\n"
-        + "meshrpc policy apply -f limit.yaml\nsleep 1\n"
-        + "PYTHONPATH=. python flood.py\n"
-        + "meshrpc policy delete payment\nsleep 1\n"
-        + "PYTHONPATH=. python flood.py\n"
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    free, limited, free_again = re.findall(r"^\{.*$", done.stdout, re.MULTILINE)
-    assert free == free_again == "{'NOT_FOUND': 50} False"
-    admitted = int(re.search(r"'NOT_FOUND': (\d+)", limited).group(1))
-    assert 10 <= admitted <= 20
-    assert f"'RESOURCE_EXHAUSTED': {50 - admitted}" in limited
-    assert limited.endswith("True")
+    assert 'id: "for-o1"' in output
 
 
 def test_every_page_the_readme_names_exists():

@@ -212,9 +212,33 @@ async def test_a_second_signal_ends_hanging_handlers_at_once(start):
     run.process.terminate()
     async with asyncio.timeout(5):
         assert await run.end() == 1
-    assert run.lines[-1] == "error: workers were killed before they had drained"
+    assert run.lines[-1] == "error: workers ended before they had drained"
     with pytest.raises(grpc.aio.AioRpcError):
         await hanging
+
+
+async def test_a_worker_that_dies_while_it_drains_is_no_success(start):
+    """Calls were lost, so the exit code is 1, although nobody asked for haste."""
+    run = await start("echo:service")
+    workers = await run.ready()
+    hanging = asyncio.create_task(call(workers[1].address, "Hang"))
+    await run.until("a handler hangs")
+    run.process.terminate()
+    await run.until("SIGTERM: 1 worker to drain")
+    os.kill(workers[1].pid, signal.SIGKILL)
+    assert await run.end() == 1
+    assert run.lines[-1] == "error: workers ended before they had drained"
+    with pytest.raises(grpc.aio.AioRpcError):
+        await hanging
+
+
+async def test_a_frozen_worker_is_woken_to_stop(start):
+    """It drains as the others do, and nobody waits until its time is over."""
+    run = await start("echo:service", "--workers", "2")
+    workers = await run.ready(2)
+    os.kill(workers[1].pid, signal.SIGSTOP)
+    run.process.terminate()
+    assert await run.end() == 0
 
 
 @pytest.mark.soak
@@ -224,8 +248,9 @@ async def test_a_frozen_worker_is_killed_when_its_time_to_stop_is_over(start, tm
     module.write_text(module.read_text().replace('Service("echo"', 'Service("echo", grace=0.1'))
     run = await start("echo:service", "--workers", "2")
     workers = await run.ready(2)
-    os.kill(workers[1].pid, signal.SIGSTOP)
     run.process.terminate()
+    await run.until("SIGTERM: 2 workers to drain")
+    os.kill(workers[1].pid, signal.SIGSTOP)
     await run.until("out of time: 1 worker killed")
     assert await run.end() == 1
 

@@ -3,100 +3,30 @@
 import asyncio
 import gc
 from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import pytest
 
 import meshrpc
 from meshrpc import wire
-from meshrpc.policy.model import Balancer, BalancerKind, Policy, Retry
-from meshrpc.registry.instance import Instance
+from meshrpc.interceptors.server_call import CURRENT, ServerCall
+from meshrpc.policy.model import Retry
 from meshrpc.registry.memory import MemoryRegistry
-from services.payment.v1 import payment_pb2  # noqa: F401 - declares which methods are idempotent
+from meshrpc.registry.registry import Snapshot
+from tests.echo import (
+    IDEMPOTENT,
+    PLAIN,
+    ROUND_ROBIN,
+    UNAVAILABLE,
+    EchoServer,
+    Handlers,
+    failing,
+    policy,
+    ready,
+)
 
-IDEMPOTENT = "/payment.v1.PaymentService/GetPayment"
-PLAIN = "/test.Echo/Say"
-UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
-
-
-class EchoServer:
-    """A bare grpc.aio server; every method answers with the server's name.
-
-    `script` runs first in every handler: it may abort, wait, or answer itself.
-    """
-
-    def __init__(self, name, script=None):
-        self.name = name
-        self.script = script
-        self.seen = []
-        self.arrived = asyncio.Event()
-        self.cancelled = asyncio.Event()
-        self.port = 0
-
-    async def __aenter__(self):
-        self.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        self.server.add_generic_rpc_handlers((_Handlers(self),))
-        self.port = self.server.add_insecure_port(f"127.0.0.1:{self.port}")
-        await self.server.start()
-        return self
-
-    async def __aexit__(self, *_):
-        await self.server.stop(None)
-
-    @property
-    def instance(self):
-        return Instance(id=self.name, service="echo", address=f"127.0.0.1:{self.port}", pid=1)
-
-    async def calls(self, count):
-        """Wait until so many calls have arrived."""
-        async with asyncio.timeout(5):
-            while len(self.seen) < count:
-                self.arrived.clear()
-                await self.arrived.wait()
-
-    async def enter(self, context):
-        self.seen.append(dict(context.invocation_metadata()))
-        self.arrived.set()
-        try:
-            if self.script is not None:
-                await self.script(self, context)
-        except asyncio.CancelledError:
-            self.cancelled.set()
-            raise
-
-
-class _Handlers(grpc.GenericRpcHandler):
-    def __init__(self, echo):
-        self.echo = echo
-
-    def service(self, details):
-        echo, kind = self.echo, details.method.rpartition("/")[2]
-
-        async def unary(request, context):
-            await echo.enter(context)
-            return request + b"@" + echo.name.encode()
-
-        async def count_up(request, context):
-            await echo.enter(context)
-            for number in range(int(request)):
-                yield str(number).encode()
-
-        async def join(requests, context):
-            await echo.enter(context)
-            return b"".join([request async for request in requests])
-
-        async def mirror(requests, context):
-            await echo.enter(context)
-            async for request in requests:
-                yield request
-
-        if kind == "CountUp":
-            return grpc.unary_stream_rpc_method_handler(count_up)
-        if kind == "Join":
-            return grpc.stream_unary_rpc_method_handler(join)
-        if kind == "Mirror":
-            return grpc.stream_stream_rpc_method_handler(mirror)
-        return grpc.unary_unary_rpc_method_handler(unary)
+_FILES = Path("/proc/self/fd")
 
 
 @pytest.fixture
@@ -109,29 +39,6 @@ async def registry():
 async def mesh(registry):
     async with meshrpc.Mesh("shell", registry=registry, control="none") as mesh:
         yield mesh
-
-
-def policy(mesh, **blocks):
-    """Lay a policy for "echo" as control would push it."""
-    mesh._session.policies._on_document("echo", Policy(service="echo", **blocks))
-
-
-ROUND_ROBIN = Balancer(BalancerKind.ROUND_ROBIN)
-
-
-async def ready(mesh, channel, count):
-    """Wait until `count` endpoints of the channel are ready."""
-    destination = channel.bound()
-    async with asyncio.timeout(5):
-        while len(destination._ready) != count:
-            await destination.changed()
-
-
-def failing(code=UNAVAILABLE, details="no", trailers=()):
-    async def script(server, context):
-        await context.abort(code, details, trailers)
-
-    return script
 
 
 async def test_all_four_kinds_of_call_answer_as_grpcio_does(mesh, registry):
@@ -214,7 +121,7 @@ async def test_calls_are_spread_over_every_ready_instance(mesh, registry):
         policy(mesh, balancer=ROUND_ROBIN)
         call = channel.unary_unary(PLAIN)
         await call(b"")
-        await ready(mesh, channel, 3)
+        await ready(channel, 3)
         for server in (a, b, c):
             server.seen.clear()
         for _ in range(30):
@@ -230,7 +137,7 @@ async def test_a_failed_idempotent_call_succeeds_on_another_instance(mesh, regis
         channel = mesh.channel("echo")
         policy(mesh, balancer=ROUND_ROBIN)
         await channel.channel_ready()
-        await ready(mesh, channel, 2)
+        await ready(channel, 2)
         answers = [await channel.unary_unary(IDEMPOTENT)(b"") for _ in range(6)]
         assert answers == [b"@good"] * 6
         assert len(bad.seen) == 3
@@ -261,7 +168,7 @@ async def test_what_was_refused_before_its_handler_is_sent_elsewhere(mesh, regis
         channel = mesh.channel("echo")
         policy(mesh, balancer=ROUND_ROBIN)
         await channel.channel_ready()
-        await ready(mesh, channel, 2)
+        await ready(channel, 2)
         for _ in range(4):
             assert await channel.unary_unary(PLAIN)(b"") == b"@good"
             assert await channel.stream_unary("/test.Echo/Join")(iter([b"only"])) == b"only"
@@ -273,7 +180,7 @@ async def test_what_was_refused_before_its_handler_is_sent_elsewhere(mesh, regis
 async def test_a_stream_that_has_begun_is_never_repeated(mesh, registry):
     """After its first message a broken stream fails, although the method is idempotent."""
 
-    class Breaking(_Handlers):
+    class Breaking(Handlers):
         def service(self, details):
             async def one_then_break(request, context):
                 await self.echo.enter(context)
@@ -355,7 +262,7 @@ async def test_a_draining_instance_gets_no_new_call_and_keeps_those_it_has(mesh,
         held = channel.unary_unary(PLAIN)(b"held")
         await old.calls(1)
         await registry.register(new.instance)
-        await ready(mesh, channel, 2)
+        await ready(channel, 2)
         await registry.drain(old.instance)
         for _ in range(10):
             assert await channel.unary_unary(PLAIN)(b"") == b"@new"
@@ -416,7 +323,7 @@ async def test_an_attempt_that_hangs_is_tried_elsewhere_within_the_calls_deadlin
         channel = mesh.channel("echo")
         policy(mesh, balancer=ROUND_ROBIN, retry=Retry(per_attempt_timeout=0.1))
         await channel.channel_ready()
-        await ready(mesh, channel, 2)
+        await ready(channel, 2)
         for _ in range(4):
             assert await channel.unary_unary(IDEMPOTENT)(b"", timeout=10) == b"@good"
         assert hangs.seen
@@ -638,7 +545,7 @@ async def test_a_killed_connection_fails_over_for_idempotent_calls(mesh, registr
             channel = mesh.channel("echo")
             policy(mesh, balancer=ROUND_ROBIN)
             await channel.channel_ready()
-            await ready(mesh, channel, 2)
+            await ready(channel, 2)
             calls = [channel.unary_unary(IDEMPOTENT)(b"", timeout=10) for _ in range(8)]
             await dying.calls(4)
         assert await asyncio.gather(*calls) == [b"@good"] * 8
@@ -663,9 +570,116 @@ async def test_instances_can_come_and_go_while_calls_run(mesh, registry):
         for _ in range(25):
             for comes, goes in ((b, a), (a, b)):
                 await registry.register(comes.instance)
-                await ready(mesh, channel, 2)
+                await ready(channel, 2)
                 await registry.drain(goes.instance)
                 await registry.deregister(goes.instance)
-                await ready(mesh, channel, 1)
+                await ready(channel, 1)
         stop.set()
         assert sum(await asyncio.gather(*callers)) > 0
+
+
+async def test_an_instance_at_a_new_address_is_a_new_endpoint(mesh, registry):
+    """The old one keeps the call it has; the new one gets those that come."""
+    release = asyncio.Event()
+
+    async def hold(server, context):
+        await release.wait()
+
+    async with EchoServer("old", hold) as old, EchoServer("new") as new:
+        await registry.register(old.instance)
+        channel = mesh.channel("echo")
+        held = channel.unary_unary(PLAIN)(b"held")
+        await old.calls(1)
+        await registry.register(replace(old.instance, address=new.instance.address))
+        await channel.channel_ready()
+        assert await channel.unary_unary(PLAIN)(b"") == b"@new"
+        assert len(channel.bound().endpoints) == 1
+        release.set()
+        assert await held == b"held@old"
+
+
+async def test_a_record_that_stands_there_twice_is_one_endpoint(mesh, registry):
+    """And no connection is opened that nobody would ever close."""
+    async with EchoServer("one") as one:
+        await registry.register(one.instance)
+        channel = mesh.channel("echo")
+        await channel.channel_ready()
+        tasks = len(asyncio.all_tasks())
+        other = replace(one.instance, id="other")
+        channel.bound()._on_snapshot(Snapshot("echo", (one.instance, other, other)))
+        assert len(channel.bound().endpoints) == 2
+        assert len(asyncio.all_tasks()) == tasks + 1
+
+
+async def test_wait_for_ready_outlasts_instances_that_refuse_connections(mesh, registry):
+    """Without it the call fails; with it, it goes out when somebody listens there again."""
+    async with EchoServer("one") as one:
+        pass
+    await registry.register(one.instance)
+    call = mesh.channel("echo").unary_unary(PLAIN)(b"x", wait_for_ready=True, timeout=20)
+    with pytest.raises(grpc.aio.AioRpcError, match="Connection refused"):
+        await mesh.channel("echo").unary_unary(PLAIN)(b"", timeout=5)
+    async with one:
+        assert await call == b"x@one"
+
+
+async def test_an_instance_that_cannot_be_dialled_says_why(mesh, registry):
+    """Its record is fine; the channel's options are not."""
+    async with EchoServer("one") as one:
+        await registry.register(one.instance)
+        channel = mesh.channel("echo", options=[["grpc.keepalive_time_ms", object()]])
+        with pytest.raises(grpc.aio.AioRpcError, match=r"instance one was skipped: .*object"):
+            await channel.unary_unary(PLAIN)(b"")
+
+
+@pytest.mark.parametrize("name", ["", "zählung", " shop", "shop\n"])
+def test_a_name_that_cannot_travel_is_refused(name):
+    """It is metadata of every call."""
+    with pytest.raises(meshrpc.SettingsError, match="travels with every call"):
+        meshrpc.Mesh(name)
+
+
+async def test_a_handlers_remaining_time_bounds_the_calls_it_makes(mesh, registry):
+    """The shorter of the two; a stream without a timeout of its own as well."""
+    async with EchoServer("one") as one:
+        await registry.register(one.instance)
+        channel = mesh.channel("echo")
+        stub = channel.unary_unary(PLAIN)
+        CURRENT.set(ServerCall("/test.Echo/Outer", timeout=5.0))
+        assert 4 < stub(b"").time_remaining() <= 5
+        assert 4 < stub(b"", timeout=60).time_remaining() <= 5
+        assert stub(b"", timeout=1).time_remaining() <= 1
+        assert 4 < channel.unary_stream("/test.Echo/CountUp")(b"0").time_remaining() <= 5
+        CURRENT.set(ServerCall("/test.Echo/Outer", timeout=0.0))
+        with pytest.raises(grpc.aio.AioRpcError, match="before the call was sent") as raised:
+            await stub(b"", timeout=60)
+        assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+@pytest.mark.skipif(not _FILES.exists(), reason="open files are counted in /proc")
+async def test_endpoints_that_come_and_go_leave_no_task_and_no_connection(mesh, registry):
+    """Fifty instances, with the garbage collector off."""
+
+    def open_files():
+        return len(list(_FILES.iterdir()))
+
+    async with EchoServer("one") as one:
+        await registry.register(one.instance)
+        channel = mesh.channel("echo")
+        await channel.channel_ready()
+        gc.disable()
+        try:
+            tasks, files = len(asyncio.all_tasks()), open_files()
+            for number in range(50):
+                other = replace(one.instance, id=f"other-{number}")
+                await registry.register(other)
+                await ready(channel, 2)
+                await registry.deregister(other)
+            retiring = channel.bound()._retiring
+            await asyncio.gather(*retiring)
+            async with asyncio.timeout(5):
+                while open_files() > files + 2:  # noqa: ASYNC110 - grpc closes in its own time
+                    await asyncio.sleep(0.01)
+            assert len(asyncio.all_tasks()) <= tasks
+        finally:
+            gc.enable()

@@ -155,6 +155,34 @@ async def test_watches_outlive_a_consul_that_restarts_empty(consul_binary, insta
 
 
 @pytest.mark.consul
+async def test_a_lost_lease_wakes_watches_that_wait_for_an_old_index(consul_server, instance):
+    """A Consul that started anew between two queries is noticed by the next renewal, not after
+    the query's whole wait."""
+
+    class Counted(ConsulRegistry):
+        """Waits for an index that this Consul reaches in years, as if the last one had been old."""
+
+        waiting = asyncio.Event()
+
+        async def _query(self, service, index):
+            if index is None:
+                return await super()._query(service, None)
+            self.waiting.set()
+            return await super()._query(service, 10**12)
+
+    async with Counted(consul_server.url) as registry, ConsulRegistry(consul_server.url) as other:
+        told = Told()
+        registry.watch(instance.service, told)
+        await told.until()
+        await registry.waiting.wait()
+        await other.register(instance)
+        assert await registry.renew(replace(instance, id="forgotten")) is False
+        async with asyncio.timeout(10):  # far less than the wait
+            await told.until(instance)
+        await other.deregister(instance)
+
+
+@pytest.mark.consul
 async def test_a_registration_finds_its_way_back(consul_binary, instance, monkeypatch):
     """The keeper registers the next incarnation with a Consul that lost everything."""
     monkeypatch.setattr("meshrpc.registry.registration.RENEW_EVERY", 0.2)

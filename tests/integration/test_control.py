@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
+import threading
 
 import aiohttp
 import grpc
 import pytest
 
 from meshrpc.clock import SYSTEM_CLOCK
-from meshrpc.control import pushes, records, store
+from meshrpc.control import policy_service, pushes, records, store
+from meshrpc.control.client import ControlClient
 from meshrpc.control.control_service import ControlService
 from meshrpc.control.database import Database
+from meshrpc.control.policy_service import MAX_DOCUMENT
 from meshrpc.control.registry_service import RegistryService
 from meshrpc.control.server import ControlServer
 from meshrpc.errors import ControlError, SettingsError
@@ -103,7 +107,8 @@ async def serving(url: str = "sqlite::memory:"):
 
 async def refusal(call) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await call
+        async with asyncio.timeout(PATIENCE):
+            await call
     return raised.value.code(), raised.value.details()
 
 
@@ -155,6 +160,80 @@ async def test_a_stream_that_does_not_begin_with_a_hello_is_refused():
         code, details = await refusal(call.read())
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         assert details == "the first message is a hello with a service"
+
+
+@pytest.mark.parametrize("field", ["service", "instance", "namespace", "version", "library"])
+async def test_a_hello_that_cannot_be_shown_is_refused(field):
+    """What a process says it is stands in logs and tables."""
+    async with serving() as (_, client):
+        call = client.control.Subscribe()
+        hello = control_pb2.Hello(**{"service": "order", field: "a\nb"})
+        await call.write(control_pb2.SubscribeRequest(hello=hello))
+        code, details = await refusal(call.read())
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert details == f"{field} 'a\\nb': 1 to 256 printable characters"
+
+
+async def test_bytes_that_are_no_message_end_one_stream_without_a_traceback(caplog):
+    """As the first message and as a later one; the sender is told, and others notice nothing."""
+    async with serving() as (_, client):
+        process = Process(client, "o1")
+        await process.want(policies=["payment"])
+        await process.answer(await process.push())
+        hello = control_pb2.SubscribeRequest(hello=control_pb2.Hello(service="x"))
+        for messages in ([b"\xff\xff"], [hello.SerializeToString(), b"\xff\xff"]):
+            call = client.channel.stream_stream("/meshrpc.v1.Control/Subscribe")()
+            for message in messages:
+                await call.write(message)
+            code, _ = await refusal(call.read())
+            assert code is grpc.StatusCode.INVALID_ARGUMENT
+        await client.apply(document(timeout="2s"))
+        assert (await process.push()).revision == 1
+    assert "Traceback" not in caplog.text
+
+
+async def test_what_one_process_refuses_another_takes():
+    """Each keeps its own state; the resource beside the refused one lands in both."""
+    async with serving() as (_, client):
+        picky, other = Process(client, "a"), Process(client, "b")
+        for process in (picky, other):
+            await process.want(policies=["payment", "order"])
+            await process.answer(await process.push())
+        await client.apply(document(timeout="2s"), document("order", timeout="2s"))
+        refused = control_pb2.Refusal(
+            kind=control_pb2.Refusal.KIND_POLICY, name="payment", reason="not here"
+        )
+        for process, answer in ((picky, {"refused": [refused]}), (other, {})):
+            push = await process.push()
+            assert [one.service for one in push.policies] == ["payment", "order"]
+            await process.answer(push, **answer)
+        async with asyncio.timeout(PATIENCE):
+            while (rows := await client.status())[1].state != SYNCED:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert [row.state for row in rows] == [control_pb2.ProcessStatus.STATE_REFUSED, SYNCED]
+        assert [row.revision for row in rows] == [0, 1]
+        assert rows[0].reason == "policy of payment: not here"
+
+
+async def test_of_each_instance_set_only_the_newest_is_kept(virtual_clock):
+    """A large service that changes all day costs one set, and none once it is gone."""
+    database = await Database.open("sqlite::memory:", records.SCHEMA + store.SCHEMA)
+    leases = LeaseTable()
+    policies = await store.PolicyStore.load(database)
+    control = ControlService(policies, leases, clock=virtual_clock)
+    for number in range(20):
+        instance = Instance(id=f"p{number}", service="payment", address="127.0.0.1:1")
+        leases.register(instance, 0.0)
+        control.instances_changed("default", "payment")
+        made = control._instance_set("default", "payment")
+        assert control._instance_set("default", "payment") is made
+        assert (made.version, len(made.instances)) == (number + 1, number + 1)
+    assert list(control._instance_sets.values()) == [made]
+    leases.expire(100.0)
+    control.instances_changed("default", "payment")
+    assert not control._instance_set("default", "payment").instances
+    assert not control._instance_sets
+    await database.close()
 
 
 async def test_a_subscriber_that_does_not_answer_is_given_up(monkeypatch):
@@ -282,6 +361,50 @@ async def test_a_restart_forgets_nobody(tmp_path):
         assert [one.service for one in policies.policies] == ["payment"]
 
 
+@contextlib.contextmanager
+def held_up_disk(monkeypatch):
+    """Records are not written before the event that this yields is set."""
+    go_on = threading.Event()
+    write = records._write
+
+    def wait(connection, batch) -> None:
+        assert go_on.wait(PATIENCE)
+        write(connection, batch)
+
+    monkeypatch.setattr(records, "_write", wait)
+    try:
+        yield go_on
+    finally:
+        go_on.set()
+
+
+async def test_an_instance_is_on_disk_before_anybody_hears_of_it(monkeypatch):
+    """So a control service that is killed and comes back never knows fewer than the callers."""
+    monkeypatch.setattr(records, "WRITE_WITHIN", PATIENCE)
+    async with serving() as (_, client):
+        watcher = Process(client, "o1")
+        await watcher.want(instances=["payment"])
+        await watcher.answer(await watcher.push())
+        with held_up_disk(monkeypatch) as go_on:
+            registering = asyncio.create_task(client.register("p1"))
+            reading = asyncio.create_task(watcher.push())
+            done, _ = await asyncio.wait([registering, reading], timeout=0.2)
+            assert not done
+            assert await client.instances() == []
+            go_on.set()
+            await registering
+        assert [one.id for one in (await reading).instances[0].instances] == ["p1"]
+
+
+async def test_a_disk_that_hangs_keeps_nobody_out(monkeypatch):
+    """The instance is registered after a moment all the same."""
+    monkeypatch.setattr(records, "WRITE_WITHIN", 0.05)
+    async with serving() as (_, client):
+        with held_up_disk(monkeypatch):
+            await client.register("p1")
+            assert await client.instances() == ["p1"]
+
+
 async def test_renewing_what_holds_no_lease_is_not_found():
     """The answer says to register again."""
     async with serving() as (_, client):
@@ -289,6 +412,9 @@ async def test_renewing_what_holds_no_lease_is_not_found():
         code, details = await refusal(client.registry.Renew(renewal))
         assert code is grpc.StatusCode.NOT_FOUND
         assert "register again" in details
+        renewal = registry_pb2.RenewRequest(service="x" * 100_000, id="あ" * 100_000)
+        code, _ = await refusal(client.registry.Renew(renewal))
+        assert code is grpc.StatusCode.NOT_FOUND
 
 
 @pytest.mark.parametrize(
@@ -300,6 +426,12 @@ async def test_renewing_what_holds_no_lease_is_not_found():
         ({"address": ""}, "address ''"),
         ({"address": "127.0.0.1"}, "host:port"),
         ({"address": "127.0.0.1:0"}, "port 0"),
+        ({"address": "x" * 100_000}, "address 'xxx"),
+        ({"id": "あ" * 100_000}, "id 'あ"),
+        ({"version": "\x1b[31m"}, "version '\\x1b[31m'"),
+        ({"zone": "z" * 300}, "zone 'zzz"),
+        ({"weight": 10_001}, "weight 10001: 1 to 10000"),
+        ({"labels": {"note": "x" * 20_000}}, "shorten its labels"),
         ({"lease": -1.0}, "lease_seconds"),
         ({"lease": float("nan")}, "lease_seconds"),
         ({"lease": float("inf")}, "lease_seconds"),
@@ -337,6 +469,22 @@ async def test_a_service_that_stood_still_expires_nobody(virtual_clock, caplog):
     await database.close()
 
 
+async def test_the_first_renewal_after_standing_still_is_in_time(virtual_clock):
+    """Even if it is read before this process has looked at its leases."""
+    database = await Database.open("sqlite::memory:", records.SCHEMA + store.SCHEMA)
+    leases = LeaseTable()
+    policies = await store.PolicyStore.load(database)
+    control = ControlService(policies, leases, clock=virtual_clock)
+    kept = records.InstanceRecords(database)
+    service = RegistryService(leases, kept, control, clock=virtual_clock)
+    instance = Instance(id="p1", service="payment", address="127.0.0.1:1")
+    leases.register(instance, virtual_clock.now())
+    await virtual_clock.advance(60.0)
+    # A context that could say no is not needed: this renewal is taken.
+    await service.Renew(registry_pb2.RenewRequest(service="payment", id="p1"), None)
+    await database.close()
+
+
 # Policies
 
 
@@ -356,14 +504,56 @@ async def test_a_bad_document_changes_nothing_and_every_problem_is_named():
         assert (listed.revision, len(listed.policies)) == (0, 0)
 
 
-async def test_more_problems_than_fit_are_counted():
-    """A document with a thousand mistakes still gets an answer."""
+async def test_more_than_twenty_problems_are_counted():
+    """A document with a thousand mistakes gets an answer, each line with path, value and rule."""
     async with serving() as (_, client):
         wrong = {f"no_such_field_{n}": "1" for n in range(1000)}
         code, details = await refusal(client.apply(document(**wrong)))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         lines = details.splitlines()
-        assert lines[-1] == f"and {1000 - (len(lines) - 1)} more problems"
+        assert len(lines) == 21
+        assert lines[0].startswith("policy: no_such_field_0: 1: unknown field")
+        assert lines[-1] == "and 980 more problems"
+
+
+async def test_a_document_that_is_too_large_is_refused():
+    """With its size and the rule, and so are more documents than fit into one message."""
+    async with serving() as (server, client):
+        many = ", ".join(f"s{n}: {{version: v{n}}}" for n in range(MAX_DOCUMENT // 20))
+        large = document(subsets=f"{{{many}}}")
+        code, details = await refusal(client.apply(large))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        size = len(large)
+        assert details == f"policy: document: {size} bytes: a document has {MAX_DOCUMENT} at most"
+        async with ControlClient([server.address], namespace="default") as commands:
+            with pytest.raises(ControlError, match="at once: apply it in parts"):
+                await commands.apply_policies([large] * 20)
+
+
+async def test_reading_documents_holds_up_nobody(monkeypatch):
+    """While documents are checked the service goes on answering."""
+    go_on = threading.Event()
+    load = policy_service.load_document
+
+    def wait(text: str, *, source: str):
+        assert go_on.wait(PATIENCE)
+        return load(text, source=source)
+
+    monkeypatch.setattr(policy_service, "load_document", wait)
+    async with serving() as (_, client):
+        applying = asyncio.create_task(client.apply(document(timeout="2s")))
+        assert await client.status() == []
+        go_on.set()
+        assert (await applying).revision == 1
+
+
+@pytest.mark.parametrize("namespace", ["a\nb", "x" * 300])
+async def test_a_namespace_that_cannot_be_shown_is_refused(namespace):
+    """Nothing is stored under it."""
+    async with serving() as (_, client):
+        code, details = await refusal(client.apply(document(), namespace=namespace))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert details.startswith("namespace '")
 
 
 async def test_two_documents_for_one_service_are_refused():
@@ -412,6 +602,9 @@ async def test_apply_get_list_and_delete():
             code, details = await refusal(call)
             assert code is grpc.StatusCode.NOT_FOUND
             assert details == "no policy for 'payment' in namespace 'default'"
+        request = policy_pb2.GetPolicyRequest(service="あ" * 100_000)
+        code, details = await refusal(client.policies.Get(request))
+        assert code is grpc.StatusCode.NOT_FOUND
 
 
 # HTTP
@@ -475,6 +668,38 @@ async def test_http_errors_are_json():
             assert "only reads" in (await response.json())["error"]
 
 
+async def test_what_is_no_http_is_answered_and_not_logged(caplog):
+    """Somebody who takes this for the gRPC port is told so, and fills no log with tracebacks."""
+    async with serving() as (server, _):
+        host, _, port = server.http_address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        async with asyncio.timeout(PATIENCE):
+            answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        assert answer.startswith(b"HTTP/1.0 400 Bad Request")
+    assert not caplog.records
+
+
+async def test_a_bug_behind_http_is_a_json_error_and_logged(monkeypatch, caplog):
+    """The answer keeps its form, and the log has the traceback."""
+
+    def fail(self, namespace):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(LeaseTable, "services", fail)
+    async with (
+        serving() as (server, _),
+        aiohttp.ClientSession(f"http://{server.http_address}") as session,
+        session.get("/api/v1/services") as response,
+    ):
+        assert response.status == 500
+        assert "the log has it" in (await response.json())["error"]
+    assert "cannot answer GET /api/v1/services" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
 # The process
 
 
@@ -509,6 +734,14 @@ def test_addresses_that_others_reach_need_insecure_spelled_out(address):
     with pytest.raises(SettingsError, match=r"--http .* say --insecure"):
         ControlServer("127.0.0.1:0", address)
     ControlServer(address, address, insecure=True)
+
+
+async def test_an_open_address_is_warned_of(caplog):
+    """The one that others reach is named with its option; the other one is not."""
+    caplog.set_level(logging.WARNING, "meshrpc")
+    async with ControlServer("0.0.0.0:0", "127.0.0.1:0", insecure=True):
+        (record,) = caplog.records
+        assert record.getMessage().startswith("--listen 0.0.0.0:0: whoever reaches it may use it")
 
 
 def test_a_malformed_address_is_named():

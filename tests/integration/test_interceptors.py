@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -175,6 +176,8 @@ async def test_a_refusal_answers_for_each_shape_of_handler(name: str):
         assert await running.code() is grpc.StatusCode.PERMISSION_DENIED
         assert await running.details() == "closed"
         assert ("why", "gate") in tuple(await running.trailing_metadata())
+    # The status goes out before those that began are told of the end.
+    await asyncio.wait_for(outer.has_ended.wait(), 5)
     assert outer.ended == [grpc.StatusCode.PERMISSION_DENIED]
     assert inner.began == []
 
@@ -269,6 +272,24 @@ async def test_a_stream_cancelled_in_mid_write_ends_cancelled_once(behavior: Cal
         await running.read()
         running.cancel()
         await recorder.has_ended.wait()
+    assert recorder.ended == [CANCELLED]
+
+
+async def test_a_write_that_fails_before_the_cancellation_comes_ends_cancelled():
+    """grpcio learns first that it cannot write, and only then why: the client has gone."""
+    recorder = Recorder()
+
+    async def fails(message: bytes) -> None:
+        raise grpc.aio.InternalError("execute_batch")
+
+    context = SimpleNamespace(
+        write=fails, invocation_metadata=tuple, time_remaining=lambda: None, code=lambda: None
+    )
+    handler = grpc.unary_stream_rpc_method_handler(forever_written)
+    composed = compose("/t.T/it", handler, (recorder,)).unary_stream
+    assert composed is not None
+    with pytest.raises(grpc.aio.InternalError):
+        await composed(b"", context)
     assert recorder.ended == [CANCELLED]
 
 

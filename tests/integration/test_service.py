@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -23,9 +25,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from meshrpc.client.options import MESH
 from meshrpc.errors import RegistryError, SettingsError
 from meshrpc.interceptors.server_call import current_call
-from meshrpc.registry.instance import Health, State
+from meshrpc.registry.instance import Health, Instance, State
 from meshrpc.registry.memory import MemoryRegistry
 from meshrpc.registry.registration import Registration
+from meshrpc.server.handler import HandlerTable
 from meshrpc.server.listening import advertised
 from meshrpc.server.service import Service
 from meshrpc.wire import DRAIN, NOT_EXECUTED
@@ -287,6 +290,33 @@ async def test_a_call_that_outlasts_the_grace_is_told_why(kind: str):
     assert dict(error.trailing_metadata()) == {DRAIN: "1"}
 
 
+async def test_a_handler_that_ignores_its_end_is_named(caplog):
+    """The service leaves without it; the log says what keeps the process from ending."""
+    service = make_service(grace=0.0)
+    started, release, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def stubborn(request: bytes, context: Any) -> bytes:
+        started.set()
+        while not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+        ended.set()
+        return b""
+
+    add(service, it=unary(stubborn))
+    await service.__aenter__()
+    async with grpc.aio.insecure_channel(service.address) as channel, asyncio.timeout(10):
+        running = channel.unary_unary("/t.T/it")(b"")
+        await started.wait()
+        await service.__aexit__(None, None, None)
+        error = await failure(running)
+        release.set()
+        await ended.wait()
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert "1 calls go on although they were cancelled" in caplog.text
+    assert "/t.T/it" in caplog.text
+
+
 # --- What callers get ---------------------------------------------------------------------
 
 
@@ -418,6 +448,113 @@ async def test_a_stream_interrupted_from_within_is_answered():
         assert await call.read() == b"first"
         error = await failure(call.read())
     assert error.code() is grpc.StatusCode.UNAVAILABLE
+
+
+class Unusual(BaseException):
+    """Not an Exception, and so let through by grpcio, which then never answers."""
+
+
+async def aborts_as_ok(request: bytes, context: Any) -> bytes:
+    await context.abort(grpc.StatusCode.OK, "fine")
+
+
+def aborts_as_ok_in_a_thread(request: bytes, context: Any) -> bytes:
+    context.abort(grpc.StatusCode.OK, "fine")
+
+
+async def writes_beside_its_response(request: bytes, context: Any) -> bytes:
+    await context.write(b"one")
+    return b"another"
+
+
+async def raises_what_is_no_exception(request: bytes, context: Any) -> bytes:
+    raise Unusual
+
+
+def stops_an_iteration_in_a_thread(request: bytes, context: Any) -> bytes:
+    raise StopIteration
+
+
+async def cancels_itself(request: bytes, context: Any) -> bytes:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.Event().wait()
+    return b""
+
+
+async def aborts_with_half_a_character(request: bytes, context: Any) -> bytes:
+    await context.abort(grpc.StatusCode.NOT_FOUND, "no \ud800")
+
+
+async def fails_with_half_a_character(request: bytes, context: Any) -> bytes:
+    context.set_code(grpc.StatusCode.NOT_FOUND)
+    context.set_details("no \ud800")
+    return b""
+
+
+@pytest.mark.parametrize(
+    ("handler", "code", "details"),
+    [
+        (aborts_as_ok, grpc.StatusCode.INTERNAL, "internal error"),
+        (aborts_as_ok_in_a_thread, grpc.StatusCode.INTERNAL, "internal error"),
+        (writes_beside_its_response, grpc.StatusCode.INTERNAL, "internal error"),
+        (raises_what_is_no_exception, grpc.StatusCode.INTERNAL, "internal error"),
+        (stops_an_iteration_in_a_thread, grpc.StatusCode.INTERNAL, "internal error"),
+        (cancels_itself, grpc.StatusCode.UNAVAILABLE, "call interrupted"),
+        (aborts_with_half_a_character, grpc.StatusCode.NOT_FOUND, r"no \ud800"),
+        (fails_with_half_a_character, grpc.StatusCode.NOT_FOUND, r"no \ud800"),
+    ],
+)
+async def test_every_handler_is_answered(handler: Any, code: grpc.StatusCode, details: str):
+    """Each of these leaves the client of a bare grpcio server waiting for ever."""
+    async with serving_one(unary(handler)) as it, asyncio.timeout(5):
+        error = await failure(it(b""))
+    assert error.code() is code
+    assert str(error.details()).startswith(details)
+
+
+async def test_two_tasks_may_write_at_once():
+    """One message goes after the other; on bare grpcio neither they nor a status would arrive."""
+
+    async def chatty(request: bytes, context: Any) -> None:
+        await asyncio.gather(*(context.write(b"x") for _ in range(5)))
+
+    async with serving_one(server_stream(chatty)) as it, asyncio.timeout(5):
+        assert [message async for message in it(b"")] == [b"x"] * 5
+
+
+async def test_a_write_to_a_client_that_has_gone_is_no_error(caplog):
+    """It may fail before grpcio cancels the call: still the client's doing, and nothing to log."""
+
+    class Gone:
+        """grpcio's context of a call whose client went away a moment ago."""
+
+        async def write(self, message: bytes) -> None:
+            raise grpc.aio.InternalError("execute_batch")
+
+        async def abort(self, code: Any, details: str, trailers: Any) -> None:
+            raise grpc.aio.InternalError("execute_batch")
+
+        def code(self) -> None:
+            return None
+
+        def time_remaining(self) -> None:
+            return None
+
+        def invocation_metadata(self) -> tuple[()]:
+            return ()
+
+    async def writes(request: bytes, context: Any) -> None:
+        await context.write(b"x")
+
+    table = HandlerTable()
+    table.add_registered_method_handlers("t.T", {"it": server_stream(writes)})
+    table.wrap()
+    handler = table.service(SimpleNamespace(method="/t.T/it", invocation_metadata=()))
+    with pytest.raises(asyncio.CancelledError):
+        await handler.unary_stream(b"", Gone())
+    assert not caplog.records
 
 
 async def test_a_client_that_cancels_ends_its_handler():
@@ -609,6 +746,66 @@ async def test_a_plain_generator_streams_and_is_closed_when_its_client_leaves():
         assert await asyncio.to_thread(closed.wait, 5)
 
 
+async def test_a_plain_generator_is_closed_even_when_its_service_has_left(caplog):
+    """By the thread that is inside it, when that comes back; no new threads are made for it."""
+    closed_by: list[str] = []
+    inside, release, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(request: bytes, context: Any) -> Any:
+        try:
+            yield b"first"
+            inside.set()
+            release.wait(5)
+            yield b"second"
+        finally:
+            closed_by.append(threading.current_thread().name)
+            closed.set()
+
+    service = make_service(grace=0.0)
+    add(service, it=server_stream(slow))
+    async with serving(service) as channel:
+        call = channel.unary_stream("/t.T/it")(b"")
+        assert await call.read() == b"first"
+        assert await asyncio.to_thread(inside.wait, 5)
+    release.set()
+    assert await asyncio.to_thread(closed.wait, 5)
+    assert closed_by == ["meshrpc-handler_0"]
+    assert "idle" in repr(service._sync_handlers)
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_plain_stream_that_swallows_its_abort_sends_no_more():
+    """What it makes after `abort` is not sent, and the status is that of the abort."""
+
+    def careless(request: bytes, context: Any) -> Any:
+        yield b"first"
+        try:
+            context.abort(grpc.StatusCode.ABORTED, "enough")
+        except Exception:  # noqa: BLE001 - what careless handlers do
+            yield b"second"
+
+    async with serving_one(server_stream(careless)) as it, asyncio.timeout(5):
+        call = it(b"")
+        assert await call.read() == b"first"
+        error = await failure(call.read())
+    assert (error.code(), error.details()) == (grpc.StatusCode.ABORTED, "enough")
+
+
+async def test_a_callback_of_a_plain_handler_that_fails_changes_nothing(caplog):
+    """The call's answer stands, the others are called, and the log has it."""
+    called = []
+
+    def plain(request: bytes, context: Any) -> bytes:
+        context.add_callback(lambda: 1 / 0)
+        context.add_callback(lambda: called.append(True))
+        return b"done"
+
+    async with serving_one(unary(plain)) as it, asyncio.timeout(5):
+        assert await it(b"") == b"done"
+    assert called == [True]
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_a_plain_handler_of_request_streams_is_refused_when_registered():
     """One clear error at start, instead of a thread that waits."""
 
@@ -658,6 +855,42 @@ async def test_grpcio_interceptors_see_messages_and_may_replace_the_handler():
 
 
 # --- Connections ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("requests", "responses"),
+    [("unary", "unary"), ("unary", "stream"), ("stream", "unary"), ("stream", "stream")],
+)
+@pytest.mark.parametrize("refuses", [True, False], ids=["refusal", "answer"])
+async def test_an_interceptor_may_answer_every_arity_with_one_handler(
+    requests: str, responses: str, refuses: bool
+):
+    """As grpcio's own examples do: one unary handler, most often one that aborts."""
+
+    async def instead(request: bytes, context: Any) -> bytes:
+        if refuses:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+        return b"instead of " + request
+
+    class Gate(grpc.aio.ServerInterceptor):
+        async def intercept_service(self, continuation: Any, details: Any) -> Any:
+            return unary(instead)
+
+    async def never(request: Any, context: Any) -> Any:
+        raise AssertionError
+
+    arity = f"{requests}_{responses}"
+    service = make_service(interceptors=[Gate()])
+    add(service, it=getattr(grpc, f"{arity}_rpc_method_handler")(never))
+    async with serving(service) as channel, asyncio.timeout(5):
+        sent = iter([b"it"]) if requests == "stream" else b"it"
+        call = getattr(channel, arity)("/t.T/it")(sent)
+        answer = call if responses == "unary" else call.read()
+        if refuses:
+            error = await failure(answer)
+            assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+        else:
+            assert await answer == b"instead of it"
 
 
 async def test_clients_that_ping_as_often_as_the_mesh_does_are_not_cut_off():
@@ -739,6 +972,70 @@ async def test_a_signal_drains_and_a_second_one_stops_at_once():
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("impatient", [False, True], ids=["once", "twice"])
+def test_a_signal_during_the_start_waits_for_no_registry(impatient: bool, monkeypatch, caplog):
+    """Neither for the answer to registering, nor, after a second signal, for any other."""
+    told = []
+
+    def signalled() -> None:
+        told.append(True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    async def register(registry: MemoryRegistry, instance: Instance) -> None:
+        signalled()
+        await asyncio.Event().wait()
+
+    async def drain(registry: MemoryRegistry, instance: Instance) -> None:
+        if impatient:
+            signalled()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(MemoryRegistry, "register", register)
+    monkeypatch.setattr(MemoryRegistry, "drain", drain)
+    ready = []
+    payment_service().run(on_ready=ready.append)
+    assert len(told) == 1 + impatient
+    assert not ready
+    assert "did not answer" not in caplog.text
+
+
+EXITING = """
+import sys
+import grpc
+from meshrpc.server.service import Service
+
+async def leave(request, context):
+    sys.exit(7)
+
+service = Service("payment", control="none", registry="memory:")
+service.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(
+    "t.T", {"it": grpc.unary_unary_rpc_method_handler(leave)}),))
+service.run(on_ready=lambda instance: print(instance.address, flush=True))
+"""
+
+
+@pytest.mark.process
+async def test_a_handler_that_exits_is_answered_before_its_process_ends():
+    """`sys.exit` means the program: it ends with that code, once the caller knows."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", EXITING, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(30):
+            address = (await process.stdout.readline()).decode().strip()
+            async with grpc.aio.insecure_channel(address) as channel:
+                error = await failure(channel.unary_unary("/t.T/it")(b""))
+            assert await process.wait() == 7
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert str(error.details()).startswith("internal error")
+
+
+@pytest.mark.process
 def test_a_setting_that_cannot_be_used_reaches_whoever_runs_the_service():
     """`run` raises; it does not hang and does not exit by itself."""
     with socket.socket() as taken:
@@ -787,3 +1084,28 @@ def test_importing_a_service_does_not_import_the_tracing_sdk():
     code = "import sys, meshrpc.server.service; print('opentelemetry.sdk' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert done.stdout == "False\n"
+
+
+async def test_methods_that_a_servicer_leaves_out_answer_unimplemented():
+    """What protoc wrote for every kind of method stands in until somebody overrides it."""
+
+    class Left(payment_pb2_grpc.PaymentServiceServicer):
+        pass
+
+    service = Service("left", registry="memory:", control="none")
+    payment_pb2_grpc.add_PaymentServiceServicer_to_server(Left(), service)
+    # protoc writes the same plain def for streams of requests.
+    streams = {
+        kind: getattr(grpc, f"{kind}_rpc_method_handler")(Left().Charge)
+        for kind in ("stream_unary", "stream_stream", "unary_stream")
+    }
+    service.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.Left", streams),))
+    async with service, grpc.aio.insecure_channel(service.address) as channel:
+        for call in (
+            channel.unary_unary("/payment.v1.PaymentService/Charge")(b""),
+            channel.stream_unary("/t.Left/stream_unary")(iter([])),
+            channel.unary_stream("/t.Left/unary_stream")(b""),
+            channel.stream_stream("/t.Left/stream_stream")(iter([])),
+        ):
+            assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert await call.details() == "Method not implemented!"

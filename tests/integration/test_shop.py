@@ -13,12 +13,11 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from services.order import book as book_module
+from services import database as database_module
 from services.order import orders as orders_module
 from services.order.book import Book
 from services.order.orders import Orders
 from services.order.v1 import order_pb2, order_pb2_grpc
-from services.payment import ledger as ledger_module
 from services.payment.ledger import Ledger, UnknownPaymentError
 from services.payment.payments import Payments
 from services.payment.v1 import payment_pb2, payment_pb2_grpc
@@ -248,7 +247,7 @@ async def test_an_unknown_payment_is_not_found(payment):
 
 async def test_a_locked_ledger_is_unavailable(payment, tmp_path, monkeypatch):
     """A write lock held for too long is UNAVAILABLE, and reading goes on meanwhile."""
-    monkeypatch.setattr(ledger_module, "BUSY_TIMEOUT", 0.05)
+    monkeypatch.setattr(database_module, "BUSY_TIMEOUT", 0.05)
     paid = await payment.Charge(charge())
     with closing(sqlite3.connect(tmp_path / "state" / "payments.db")) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -476,7 +475,7 @@ def test_money_taken_outranks_a_refusal(book):
 
 async def test_a_locked_book_is_unavailable(order, tmp_path, monkeypatch):
     """A write lock held for too long is UNAVAILABLE."""
-    monkeypatch.setattr(book_module, "BUSY_TIMEOUT", 0.05)
+    monkeypatch.setattr(database_module, "BUSY_TIMEOUT", 0.05)
     await order.ListOrders(order_pb2.ListOrdersRequest())
     with closing(sqlite3.connect(tmp_path / "state" / "orders.db")) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -583,13 +582,13 @@ async def test_a_cancelled_watch_stops_looking(book, payment):
 async def test_stores_are_asked_in_threads(order, payment, ledger, book, monkeypatch):
     """No handler waits for the disk on the event loop."""
     asked = []
-    for store in (ledger, book):
+    for database in (ledger._database, book._database):
 
-        def lend(lend=store._connection):
+        def lend(lend=database.connection):
             asked.append(threading.current_thread())
             return lend()
 
-        monkeypatch.setattr(store, "_connection", lend)
+        monkeypatch.setattr(database, "connection", lend)
     placed = await order.CreateOrder(cart())
     await order.GetOrder(order_pb2.GetOrderRequest(order_id=placed.id))
     await order.ListOrders(order_pb2.ListOrdersRequest())
@@ -602,8 +601,9 @@ async def test_stores_are_asked_in_threads(order, payment, ledger, book, monkeyp
 
 def test_the_shop_uses_public_names_only():
     """The services import the standard library, grpc, generated code and the mesh's front door."""
-    allowed = {"meshrpc", "grpc", "services.order", "services.payment"}
-    for path in (Path(book_module.__file__).parents[1]).glob("*/*.py"):
+    allowed = {"meshrpc", "grpc", "services.order", "services.payment", "services.database"}
+    folder = Path(database_module.__file__).parent
+    for path in (*folder.glob("*.py"), *folder.glob("*/*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 modules = [alias.name for alias in node.names]

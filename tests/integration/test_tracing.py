@@ -32,6 +32,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from meshrpc.interceptors.tracing import TracingInterceptor
 from meshrpc.registry.memory import MemoryRegistry
 from meshrpc.server.service import Service
+from meshrpc.telemetry.export import start_export
 from meshrpc.telemetry.tracing import (
     end_client_span,
     inject,
@@ -406,6 +407,16 @@ async def test_spans_go_to_the_collector_that_the_environment_names():
     assert attributes["service.instance.id"] == instance_id
     assert attributes["service.version"] == "v7"
     assert [span.name for span in resource.scope_spans[0].spans] == ["t.T/it"]
+
+
+def test_an_exporter_that_cannot_be_made_is_a_warning(monkeypatch, caplog):
+    """A variable of OpenTelemetry's that makes no sense keeps no service from serving."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")
+    monkeypatch.setattr(trace, "get_tracer_provider", trace.ProxyTracerProvider)
+    monkeypatch.setattr(trace, "set_tracer_provider", lambda provider: None)
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    assert start_export("shop", "shop-1", environ=environ) is None
+    assert "spans are not exported: could not convert string to float: 'soon'" in caplog.text
 
 
 @pytest.mark.process

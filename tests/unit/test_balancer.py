@@ -126,6 +126,43 @@ def test_quick_refusals_do_not_make_an_endpoint_look_quick():
     assert fresh.latency(0.0) == 0.0001
 
 
+def test_a_refusal_does_not_bring_a_faded_peak_back():
+    """An endpoint that failed a minute ago is not shunned anew for somebody's NOT_FOUND."""
+    ewma = PeakEwma(decay=10.0)
+    ewma.observe(5.0, 0.0)
+    faded = ewma.latency(60.0)
+    ewma.hold(0.001, 60.0)
+    assert ewma.latency(60.0) == pytest.approx(faded)
+
+
+def test_a_clock_read_out_of_order_does_not_make_a_memory_grow():
+    """A `now` from before the last sample counts as that sample's time, whatever the decay."""
+    ewma = PeakEwma(decay=0.001)
+    ewma.observe(0.5, 10.0)
+    assert ewma.latency(9.0) == 0.5
+    ewma.observe(0.1, 9.0)
+    assert ewma.latency(9.0) == 0.5
+
+
+def test_an_answer_that_took_no_time_is_an_answer():
+    """On a coarse clock too, an endpoint that has answered is known, and its load counts."""
+    quick = PeakEwma(decay=10.0)
+    quick.observe(0.0, 1.0)
+    slow = PeakEwma(decay=10.0)
+    slow.observe(0.010, 1.0)
+    quick.pending = slow.pending = 1
+    assert 0 < quick.load(1.0) < slow.load(1.0)
+
+
+def test_calls_after_a_long_silence_are_spread_by_what_is_pending():
+    """However far memories have faded, an endpoint with calls pending is not free."""
+    endpoints = [Endpoint("e0", 0.001), Endpoint("e1", 0.002)]
+    picker = PeakEwmaBalancer(random.Random(1)).picker(endpoints)
+    for _ in range(100):
+        picker.pick(1e6).ewma.pending += 1
+    assert [e.ewma.pending for e in endpoints] == [50, 50]
+
+
 def test_a_balancer_this_release_lacks_is_an_error():
     """No other balancer is silently used in its place."""
     with pytest.raises(ValueError, match="maglev"):

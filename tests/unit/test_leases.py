@@ -180,6 +180,30 @@ def test_after_a_restart_everyone_has_one_whole_lease():
     assert table.next_expiry() == NOW + 1 + LEASE
 
 
+def test_all_leases_start_anew_each_with_its_own_length():
+    """Nobody has to come back sooner than agreed."""
+    table = LeaseTable()
+    other = replace(ONE, id="2")
+    table.register(ONE, NOW)
+    table.register(other, NOW, lease=60.0)
+    table.renew_all(NOW + 100)
+    assert table.expire(NOW + 100 + LEASE) == {KEY}
+    assert table.all() == (other,)
+    assert table.next_expiry() == NOW + 160
+
+
+def test_what_is_held_is_known_before_it_is_registered():
+    """Only the very same record is; an older incarnation is refused as by `register`."""
+    table = LeaseTable()
+    newer = replace(ONE, incarnation=ONE.incarnation + 1)
+    assert not table.holds(newer)
+    table.register(newer, NOW)
+    assert table.holds(newer)
+    assert not table.holds(replace(newer, weight=5))
+    with pytest.raises(StaleIncarnation):
+        table.holds(ONE)
+
+
 def test_renewals_leave_the_queue_alone():
     """Ten thousand instances renewed a hundred times keep one queue entry each."""
     table = LeaseTable()

@@ -33,6 +33,20 @@ def test_a_terminal_gets_colour_and_no_markup(capsys, monkeypatch):
     assert "[red]" in shown
 
 
+def test_a_narrow_terminal_loses_empty_columns_and_breaks_no_cell(capsys, monkeypatch):
+    """What can be copied from a wide terminal can be copied from a narrow one."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "24")
+    records = [{**record, "zone": None} for record in RECORDS]
+    output.show_records(records, "table", columns=["id", "zone", "state", "labels"])
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert "ZONE" not in heading
+    assert [row.split()[0] for row in rows] == ["payment-1", "p-2"]
+    assert "tier=gold,az=b" in rows[0]
+    output.show_records([], "table", columns=["id", "zone", "state", "labels"])
+    assert "ZONE" in capsys.readouterr().out
+
+
 def test_json_and_yaml_hold_whole_records(capsys):
     """Both program-readable forms say the same, whatever the columns are."""
     output.show_records(RECORDS, "json", columns=["id"])

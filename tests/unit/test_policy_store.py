@@ -201,10 +201,20 @@ async def test_a_damaged_file_is_refused(url, tmp_path):
         await Database.open(url, SCHEMA)
 
 
+async def test_another_programs_database_is_refused(tmp_path):
+    """It has tables of the same names with other columns, and is left as it is."""
+    path = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE documents (title TEXT)")
+    with pytest.raises(ControlError, match=r"cannot use .* another program's"):
+        async with opened(f"sqlite:{path}"):
+            pass
+
+
 async def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     """A file where the folder should be is named, with what to do."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(ControlError, match=r"cannot make the folder .* choose another"):
+    with pytest.raises(ControlError, match=r"a file in its place; choose another"):
         await Database.open(f"sqlite:{tmp_path / 'file' / 'control.db'}", SCHEMA)
 
 
@@ -262,9 +272,10 @@ async def test_a_record_that_cannot_be_read_is_left_out(url, caplog):
         records = InstanceRecords(database)
         records.keep(instance("p1"))
         await records.flush()
+        bad = [("p2", b"\xff\xff"), ("p3", "text"), ("p4", b"")]
         await database.run(
-            lambda connection: connection.execute(
-                "INSERT INTO instances VALUES ('default', 'payment', 'p2', ?)", [b"\xff\xff"]
+            lambda connection: connection.executemany(
+                "INSERT INTO instances VALUES ('default', 'payment', ?, ?)", bad
             )
         )
         assert await records.load() == (instance("p1"),)

@@ -146,6 +146,13 @@ def test_an_unknown_key_word_is_an_error_when_configured():
         RateLimiter((RateLimit("a", 1.0, 1, ("color",)),))
 
 
+def test_two_limits_of_one_name_are_an_error():
+    """By their names limits keep what they counted: two of one would count every call twice."""
+    twice = (RateLimit("a", 1.0, 1), RateLimit("a", 2.0, 1))
+    with pytest.raises(ValueError, match="one name"):
+        RateLimiter(twice)
+
+
 def test_it_says_what_it_is():
     """The repr is a status line."""
     limiter = RateLimiter((RateLimit("a", 1.0, 1), RateLimit("b", 1.0, 1)))

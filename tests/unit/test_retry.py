@@ -146,8 +146,24 @@ def test_a_changed_budget_keeps_what_was_saved():
     budget = RetryBudget(BudgetPolicy(), 0.0)
     for _ in range(10):
         assert budget.withdraw(0.0)
-    budget.configure(BudgetPolicy(ratio=0.5, min_per_second=100.0))
+    budget.configure(BudgetPolicy(ratio=0.5, min_per_second=100.0), 0.0)
     assert not budget.withdraw(0.0)
+
+
+def test_a_changed_budget_holds_from_the_change_on():
+    """An hour at 0/s earns nothing, though it is looked at only once the rate is 100/s."""
+    budget = RetryBudget(BudgetPolicy(min_per_second=0.0), 0.0)
+    for _ in range(10):
+        assert budget.withdraw(0.0)
+    budget.configure(BudgetPolicy(min_per_second=100.0), 3600.0)
+    assert not budget.withdraw(3600.0)
+    assert budget.withdraw(3600.01)
+
+
+def test_a_clock_read_out_of_order_costs_no_token():
+    """A `now` from before the last one counts as the same time."""
+    budget = RetryBudget(BudgetPolicy(), 10.0)
+    assert sum(budget.withdraw(now) for now in (10.0, 0.0, -1e6, 10.0)) == 4
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ def test_none_means_no_control_service():
         ({"MESHRPC_CONTROL": "here,there"}, "MESHRPC_CONTROL='here,there'"),
         ({"MESHRPC_NAMESPACE": "a b"}, "a name has letters, digits"),
         ({"MESHRPC_WEIGHT": "0"}, "a weight is 1 to 10000"),
-        ({"MESHRPC_WEIGHT": "many"}, "MESHRPC_WEIGHT='many'"),
+        ({"MESHRPC_WEIGHT": "many"}, "MESHRPC_WEIGHT='many': a weight is 1 to 10000"),
+        ({"MESHRPC_LISTEN": "my host:5001"}, "an address is host:port"),
         ({"MESHRPC_LABELS": "tier"}, "labels are key=value"),
         ({"MESHRPC_LABELS": "version=v1"}, "'version' is a setting of its own"),
     ],
@@ -72,6 +73,8 @@ def test_a_bad_argument_is_named_as_an_argument():
     """Not by the variable it does not come from."""
     with pytest.raises(SettingsError, match="weight=0"):
         Settings.resolve({}, weight=0)
+    with pytest.raises(SettingsError, match="zone=5: this is text, not int"):
+        Settings.resolve({}, zone=5)
     with pytest.raises(SettingsError, match="unknown settings: colour"):
         Settings.resolve({}, colour="red")
 

@@ -1,0 +1,90 @@
+"""What the installed grpcio says of calls that no handler has seen: the texts that retries rely on."""
+
+import asyncio
+import contextlib
+import socket
+
+import grpc
+import pytest
+
+from meshrpc.resilience.retry import read_failure
+from tests.echo import UNAVAILABLE
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_HEADERS, _RST_STREAM, _SETTINGS = 1, 3, 4
+_REFUSED_STREAM, _CANCEL = 7, 8
+
+
+def frame(kind, stream=0, payload=b"", flags=0):
+    return (
+        len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+    )
+
+
+async def read_frame(reader):
+    head = await reader.readexactly(9)
+    await reader.readexactly(int.from_bytes(head[:3], "big"))
+    return head[3], head[4], int.from_bytes(head[5:], "big")
+
+
+@contextlib.asynccontextmanager
+async def http2_server(on_headers):
+    """Serve HTTP/2 on a free port, which is yielded; `on_headers` answers each request."""
+    writers = []
+
+    async def serve(reader, writer):
+        writers.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readexactly(len(_PREFACE))
+            writer.write(frame(_SETTINGS))
+            while True:
+                kind, flags, stream = await read_frame(reader)
+                if kind == _SETTINGS and not flags & 1:
+                    writer.write(frame(_SETTINGS, flags=1))
+                elif kind == _HEADERS:
+                    on_headers(writer, stream)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            for writer in writers:
+                writer.close()
+
+
+async def failure_of_a_call(port):
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await channel.unary_unary("/test.Echo/Say")(b"", timeout=10)
+    error = raised.value
+    return read_failure(error.code(), error.details(), tuple(error.trailing_metadata()))
+
+
+async def test_a_refused_connection_is_known_to_have_carried_nothing():
+    """Nobody listens on the port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        failure = await failure_of_a_call(free.getsockname()[1])
+    assert failure.code is UNAVAILABLE
+    assert failure.not_executed
+
+
+@pytest.mark.parametrize(("error", "expected"), [(_REFUSED_STREAM, True), (_CANCEL, False)])
+async def test_only_a_refused_stream_is_known_to_have_been_seen_by_nobody(error, expected):
+    """REFUSED_STREAM is a promise (RFC 9113, 8.7); other resets may come from a handler."""
+
+    def reset(writer, stream):
+        writer.write(frame(_RST_STREAM, stream, error.to_bytes(4, "big")))
+
+    async with http2_server(reset) as port:
+        failure = await failure_of_a_call(port)
+    assert failure.not_executed is expected
+
+
+async def test_a_connection_that_breaks_may_have_carried_the_call():
+    """The server hangs up once it has the request."""
+    async with http2_server(lambda writer, stream: writer.close()) as port:
+        failure = await failure_of_a_call(port)
+    assert failure.code is UNAVAILABLE
+    assert not failure.not_executed
