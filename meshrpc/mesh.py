@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import re
 import secrets
 import weakref
 from collections.abc import Callable, Sequence
@@ -35,11 +34,9 @@ from meshrpc.registry.embedded import EmbeddedRegistry
 from meshrpc.registry.memory import MemoryRegistry
 from meshrpc.registry.registry import Registry, Watch
 from meshrpc.registry.urls import create_registry
-from meshrpc.settings import Settings
+from meshrpc.settings import Settings, valid_name
 from meshrpc.subscription import Subscription
 from meshrpc.v1 import control_pb2
-
-_NAME = re.compile(r"[!-~]([ -~]*[!-~])?")
 
 
 class Mesh:
@@ -61,12 +58,7 @@ class Mesh:
         rng: random.Random | None = None,
         **settings: Any,
     ) -> None:
-        if not _NAME.fullmatch(name):
-            raise SettingsError(
-                f"name {name!r}: it travels with every call, as printable ASCII without spaces "
-                "around it"
-            )
-        self.name = name
+        self.name = _checked("name", name)
         self.settings = Settings.resolve(**settings)
         self.id = f"{name}-{secrets.token_hex(4)}"
         """Tells this process from others of the same name; its instance's id if it serves."""
@@ -148,10 +140,10 @@ class Mesh:
             credentials=credentials,
             interceptors=tuple(interceptors or ()),
         )
-        if ":" in target and not target.startswith(static.SCHEME):
-            raise SettingsError(
-                f"channel to {target!r}: a target is a service name, or static:HOST:PORT,..."
-            )
+        if isinstance(target, str) and target.startswith(static.SCHEME):
+            _outside(target)
+        else:
+            _checked("channel to", target, "; or static:HOST:PORT,... for servers outside the mesh")
         channel = Channel(target, dialing, self)
         self._channels.add(channel)
         return channel
@@ -238,8 +230,7 @@ class _Session:
         mesh = self._mesh
         registry = self.registry
         if target.startswith(static.SCHEME):
-            addresses = target.removeprefix(static.SCHEME).split(",")
-            registry = static.StaticRegistry({target: addresses}, mesh.settings.namespace)
+            registry = _outside(target, mesh.settings.namespace)
         destination = Destination(
             target, dialing, self.policies.effective(target), clock=mesh.clock, rng=mesh.rng
         )
@@ -295,3 +286,16 @@ class _Shared:
         self.destination = destination
         self.policy = policy
         self.channels = 0
+
+
+def _checked(what: str, name: str, otherwise: str = "") -> str:
+    try:
+        return valid_name(name)
+    except (ValueError, TypeError) as error:
+        raise SettingsError(f"{what} {name!r}: {error}{otherwise}") from error
+
+
+def _outside(target: str, namespace: str = "default") -> static.StaticRegistry:
+    """Return the registry of a `static:HOST:PORT,...` target; SettingsError if it is none."""
+    addresses = target.removeprefix(static.SCHEME).split(",")
+    return static.StaticRegistry({target: addresses}, namespace)

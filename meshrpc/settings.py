@@ -7,6 +7,7 @@ only place where either is written down. `docs/settings.md` is checked against i
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_CONTROL_PORT = 7700
 DEFAULT_CONTROL_HTTP_PORT = 7780
 NO_CONTROL = "none"
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -59,10 +61,10 @@ def valid_name(text: str) -> str:
         ValueError: it has other characters than letters, digits, `.`, `_` and `-`, or over 128.
         TypeError: it is no text.
     """
-    name = _text(text)
-    if not name or not all(c.isalnum() or c in "._-" for c in name) or len(name) > 128:
+    _text(text)
+    if not _NAME.fullmatch(text):
         raise ValueError("a name has letters, digits, '.', '_' and '-', 128 at most")
-    return name
+    return text
 
 
 def _labels(given: str | Mapping[str, str]) -> Mapping[str, str]:

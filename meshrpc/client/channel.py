@@ -25,9 +25,9 @@ from meshrpc.client.call import (
 )
 from meshrpc.client.destination import Destination, local_error
 from meshrpc.client.endpoint import READY, Dialing
-from meshrpc.client.metadata import checked
 from meshrpc.client.waiting import AwaitableCall
 from meshrpc.interceptors.server_call import CURRENT
+from meshrpc.metadata import checked
 from meshrpc.policy.table import MethodPolicy, PolicyTable
 from meshrpc.telemetry import tracing
 

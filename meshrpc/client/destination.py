@@ -30,6 +30,10 @@ from meshrpc.resilience.retry_budget import RetryBudget
 CLOSE_GRACE = 30.0
 """Seconds that calls under way get to end when their instance leaves the registry."""
 
+ANSWER_WITHIN = 5.0
+"""Seconds that a call waits for the registry's first answer, if its deadline allows. Only while
+nothing at all is known: later outages of the registry cost no call anything."""
+
 _PICKS = 3
 """Picks that may hit an endpoint whose connection broke since the picker was made."""
 
@@ -162,11 +166,14 @@ class Destination:
         Raises:
             grpc.aio.AioRpcError: UNAVAILABLE, nothing to wait for; DEADLINE_EXCEEDED.
         """
+        gives_up = self.clock.now() + ANSWER_WITHIN
         while True:
             now = self.clock.now()
             endpoint = self._pick_untried(tried, now) or self.pick(now)
             if endpoint is not None:
                 return endpoint
+            if not wait_for_ready and not self._known and now >= gives_up:
+                raise local_error(grpc.StatusCode.UNAVAILABLE, self._why_none())
             if not wait_for_ready and self._known:
                 active = [e for e in self.endpoints if e.instance.state is State.ACTIVE]
                 if not active:
@@ -175,7 +182,8 @@ class Destination:
                 if len(failing) == len(active):
                     # An attempt on one of them ends at once and tells the real cause.
                     return self.rng.choice([e for e in failing if e not in tried] or failing)
-            await self._wait_for_change(deadline)
+            is_asking = not self._known and not wait_for_ready
+            await self._wait_for_change(deadline, gives_up if is_asking else None)
 
     def _pick_untried(self, tried: Collection[Endpoint], now: float) -> Endpoint | None:
         """Return the less loaded of two untried endpoints, whatever the balancer.
@@ -186,12 +194,16 @@ class Destination:
         untried = [e for e in self._ready if e not in tried and e.is_ready()] if tried else ()
         return TwoChoicesPicker(tuple(untried), self.rng).pick(now) if untried else None
 
-    async def _wait_for_change(self, deadline: float | None) -> None:
-        remaining = None if deadline is None else deadline - self.clock.now()
+    async def _wait_for_change(self, deadline: float | None, gives_up: float | None) -> None:
+        """Return when something changed, or at `gives_up`; raise at the deadline."""
+        now = self.clock.now()
+        waits = [at - now for at in (deadline, gives_up) if at is not None]
         try:
-            async with asyncio.timeout(remaining):
+            async with asyncio.timeout(min(waits, default=None)):
                 await self._changed.wait()
         except TimeoutError:
+            if deadline is None or self.clock.now() < deadline:
+                return
             what = "no instance became ready" if self._known else "the registry has not answered"
             raise local_error(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -199,6 +211,11 @@ class Destination:
             ) from None
 
     def _why_none(self) -> str:
+        if not self._known:
+            return (
+                f"nothing is known of service {self.service!r}: the registry has not answered "
+                f"within {ANSWER_WITHIN:.0f} s (the log says why)"
+            )
         if self._endpoints:
             return f"every instance of service {self.service!r} is draining"
         if self._skipped is not None:

@@ -20,7 +20,7 @@ import grpc.aio
 from meshrpc import wire
 from meshrpc.balancer.peak_ewma import FAILURE_LATENCY, PeakEwma
 from meshrpc.client import options
-from meshrpc.client.metadata import checked
+from meshrpc.metadata import checked
 from meshrpc.registry.instance import Instance
 from meshrpc.resilience.outcome import Outcome
 from meshrpc.settings import parse_address

@@ -9,16 +9,14 @@ the caller without any answer.
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import grpc
 
 from meshrpc.interceptors.server_call import ServerCall
+from meshrpc.metadata import checked
 
-_KEY = re.compile(r"[0-9a-z_.\-]+")
-_TEXT = re.compile(r"[ -~]*")
 _OK = (grpc.StatusCode.OK, 0)
 
 
@@ -87,12 +85,12 @@ class CallContext(grpc.aio.ServicerContext[Any, Any]):
 
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
         """Send initial metadata now."""
-        await self._raw.send_initial_metadata(_checked(initial_metadata))
+        await self._raw.send_initial_metadata(checked(initial_metadata or ()))
 
     async def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
         """End the call with this status, which cannot be OK; always raises."""
         # Checked first: grpcio that fails while it aborts may leave the caller waiting.
-        trailers = _checked(trailing_metadata)
+        trailers = checked(trailing_metadata or ())
         if not isinstance(code, (grpc.StatusCode, int)):
             raise TypeError(f"a status code is a grpc.StatusCode, not {code!r}")
         if code in _OK:
@@ -116,7 +114,7 @@ class CallContext(grpc.aio.ServicerContext[Any, Any]):
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
         """Set what is sent after the last response."""
-        self._raw.set_trailing_metadata(_checked(trailing_metadata))
+        self._raw.set_trailing_metadata(checked(trailing_metadata or ()))
 
     def trailing_metadata(self) -> Any:
         """Return what will be sent after the last response."""
@@ -201,21 +199,3 @@ class RequestStream:
 def _sendable(details: str) -> str:
     """Return a status text that UTF-8 can carry; for any other grpcio would never answer."""
     return details.encode("utf-8", "backslashreplace").decode()
-
-
-def _checked(metadata: Iterable[tuple[str, str | bytes]] | None) -> tuple[Any, ...]:
-    pairs = tuple(metadata or ())
-    for key, value in pairs:
-        if not isinstance(key, str) or not _KEY.fullmatch(key):
-            raise ValueError(f"metadata key {key!r}: lower-case letters, digits, '_', '-' and '.'")
-        if key.endswith("-bin"):
-            if not isinstance(value, bytes):
-                raise TypeError(f"metadata {key}: a -bin key has bytes, not {type(value).__name__}")
-        elif isinstance(value, bytes):
-            if not _TEXT.fullmatch(value.decode("latin-1")):
-                raise ValueError(f"metadata {key}: printable ASCII; other bytes need a -bin key")
-        elif not isinstance(value, str):
-            raise TypeError(f"metadata {key}: text, not {type(value).__name__}")
-        elif not _TEXT.fullmatch(value):
-            raise ValueError(f"metadata {key}: printable ASCII; other text needs a -bin key")
-    return pairs

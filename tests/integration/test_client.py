@@ -632,13 +632,6 @@ async def test_an_instance_that_cannot_be_dialled_says_why(mesh, registry):
             await channel.unary_unary(PLAIN)(b"")
 
 
-@pytest.mark.parametrize("name", ["", "zählung", " shop", "shop\n"])
-def test_a_name_that_cannot_travel_is_refused(name):
-    """It is metadata of every call."""
-    with pytest.raises(meshrpc.SettingsError, match="travels with every call"):
-        meshrpc.Mesh(name)
-
-
 async def test_a_handlers_remaining_time_bounds_the_calls_it_makes(mesh, registry):
     """The shorter of the two; a stream without a timeout of its own as well."""
     async with EchoServer("one") as one:
@@ -683,3 +676,32 @@ async def test_endpoints_that_come_and_go_leave_no_task_and_no_connection(mesh, 
             assert len(asyncio.all_tasks()) <= tasks
         finally:
             gc.enable()
+
+
+async def test_a_registry_that_never_answers_is_not_waited_for_for_ever(monkeypatch):
+    """Without a deadline a call gives up after some seconds, and says what it knows nothing of."""
+    monkeypatch.setattr("meshrpc.client.destination.ANSWER_WITHIN", 0.05)
+    async with meshrpc.Mesh("shell", control="127.0.0.1:9") as mesh:
+        with pytest.raises(grpc.aio.AioRpcError, match="registry has not answered") as raised:
+            await mesh.channel("echo").unary_unary(PLAIN)(b"")
+        assert raised.value.code() is UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a b", "a/b", "*", "zählung", " shop", "shop\n", "x" * 200, None, 5]
+)
+def test_a_name_that_is_none_is_refused_at_once(name):
+    """Of a process, a service or a target: one rule for all."""
+    with pytest.raises(meshrpc.SettingsError, match="name"):
+        meshrpc.Mesh(name, control="none", registry="memory:")
+    with pytest.raises(meshrpc.SettingsError, match="name"):
+        meshrpc.Service(name, control="none", registry="memory:")
+    with pytest.raises(meshrpc.SettingsError, match="channel to"):
+        meshrpc.Mesh("shell", control="none", registry="memory:").channel(name)
+
+
+@pytest.mark.parametrize("target", ["static:", "static:foo", "dns://host:1"])
+def test_a_target_that_cannot_be_dialled_is_refused_at_once(target):
+    """Not at the first call."""
+    with pytest.raises(meshrpc.SettingsError):
+        meshrpc.Mesh("shell", control="none", registry="memory:").channel(target)

@@ -86,7 +86,7 @@ async def bare(
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             yield channel
     finally:
-        await server.stop(None)
+        await server.stop(5)  # a span ends after its client has the answer
 
 
 class Clock:

@@ -22,7 +22,7 @@ LAYERS = (
     ),
     ("balancer", "resilience", "limits", "policy", "registry.leases"),
     ("registry.registry", "registry.instance"),
-    ("settings", "errors", "clock", "wire", "v1"),
+    ("settings", "errors", "clock", "wire", "metadata", "v1"),
 )
 
 PURE = ("balancer", "resilience", "limits", "policy", "registry.leases", "control.pushes")

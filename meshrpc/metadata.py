@@ -1,7 +1,7 @@
-"""Metadata of a call, checked before grpcio sees it.
+"""Metadata, checked before grpcio sees it.
 
 Grpcio looks at metadata only when a call is under way, and what it refuses there ends neither the
-call nor any wait for it. So the call is refused here, with the key that is wrong.
+call nor any wait for it, on either side. So it is refused here, with the key that is wrong.
 """
 
 from __future__ import annotations
