@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import grpc
 import grpc.aio
@@ -21,13 +21,11 @@ from meshrpc import wire
 from meshrpc.client.attempt import CANCELLED_HERE, Attempt
 from meshrpc.client.destination import Destination, local_error
 from meshrpc.client.endpoint import Endpoint
+from meshrpc.client.method import Method
 from meshrpc.policy.table import MethodPolicy
 from meshrpc.registry.instance import Instance
 from meshrpc.resilience.retry import backoff, may_retry, read_failure
 from meshrpc.telemetry import tracing
-
-if TYPE_CHECKING:
-    from meshrpc.client.channel import Method
 
 _OK = grpc.StatusCode.OK
 _CANCELLED = grpc.StatusCode.CANCELLED

@@ -1,0 +1,186 @@
+"""Multicallables: what a stub's methods are, one class for each of gRPC's four kinds.
+
+Each turns its arguments into a call that has started: it finds the policy of its method, works
+out the deadline, starts the span, and leaves the rest to the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from meshrpc.client.call import (
+    StreamStreamCall,
+    StreamUnaryCall,
+    UnaryStreamCall,
+    UnaryUnaryCall,
+)
+from meshrpc.client.destination import Destination
+from meshrpc.client.method import Method
+from meshrpc.client.waiting import AwaitableCall
+from meshrpc.interceptors.server_call import CURRENT
+from meshrpc.metadata import checked
+from meshrpc.policy.table import MethodPolicy, PolicyTable
+from meshrpc.telemetry import tracing
+
+_LONGEST = 86_400.0
+"""A day: grpcio turns much longer timeouts into ones that have already passed."""
+
+
+class Caller(Protocol):
+    """The channel, as its multicallables need it."""
+
+    def bound(self) -> Destination:
+        """Return the destination that calls go to."""
+        ...
+
+    def track(self, call: AwaitableCall) -> None:
+        """Remember a call, so that closing the channel can wait for it."""
+        ...
+
+
+class _MultiCallable:
+    """What makes calls of one method."""
+
+    _call: Callable[..., AwaitableCall]
+    _unary = False
+
+    def __init__(self, channel: Caller, method: Method) -> None:
+        self._channel = channel
+        self._method = method
+        self._table: PolicyTable | None = None
+        self._policy: MethodPolicy
+
+    def _start(
+        self,
+        request: Any,
+        timeout: float | None,
+        metadata: Any,
+        credentials: grpc.CallCredentials | None,
+        wait_for_ready: bool | None,
+        compression: grpc.Compression | None,
+    ) -> Any:
+        destination = self._channel.bound()
+        table = destination.table
+        if table is not self._table:
+            self._policy, self._table = table.method(self._method.path), table
+        pairs = checked(metadata) if metadata else ()
+        deadline = self._deadline(timeout, destination.clock.now())
+        # Nothing fails between here and the call, which ends the span.
+        span = tracing.start_client_span(self._method.path, destination.service)
+        call = self._call(
+            request,
+            destination,
+            self._method,
+            self._policy,
+            span,
+            deadline=deadline,
+            metadata=(*pairs, *tracing.inject(span)),
+            credentials=credentials,
+            wait_for_ready=wait_for_ready,
+            compression=compression,
+        )
+        self._channel.track(call)
+        return call
+
+    def _deadline(self, timeout: float | None, now: float) -> float | None:
+        """The caller's timeout wins over the policy's; the handler's deadline caps both."""
+        if timeout is None and self._unary:
+            timeout = self._policy.timeout
+        deadline = None if timeout is None else now + min(timeout, _LONGEST)
+        serving = CURRENT.get()
+        if serving is not None and serving.deadline is not None:
+            return serving.deadline if deadline is None else min(deadline, serving.deadline)
+        return deadline
+
+
+class UnaryUnary(_MultiCallable, grpc.aio.UnaryUnaryMultiCallable):
+    """Calls a method with one request and one answer."""
+
+    _call = UnaryUnaryCall
+    _unary = True
+
+    def __call__(
+        self,
+        request: Any,
+        *,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: grpc.CallCredentials | None = None,
+        wait_for_ready: bool | None = None,
+        compression: grpc.Compression | None = None,
+    ) -> UnaryUnaryCall:
+        """Start a call; `timeout` in seconds."""
+        data = self._method.serialize(request)
+        call: UnaryUnaryCall = self._start(
+            data, timeout, metadata, credentials, wait_for_ready, compression
+        )
+        return call
+
+
+class UnaryStream(_MultiCallable, grpc.aio.UnaryStreamMultiCallable):
+    """Calls a method with one request and a stream of answers."""
+
+    _call = UnaryStreamCall
+
+    def __call__(
+        self,
+        request: Any,
+        *,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: grpc.CallCredentials | None = None,
+        wait_for_ready: bool | None = None,
+        compression: grpc.Compression | None = None,
+    ) -> UnaryStreamCall:
+        """Start a call; `timeout` in seconds."""
+        data = self._method.serialize(request)
+        call: UnaryStreamCall = self._start(
+            data, timeout, metadata, credentials, wait_for_ready, compression
+        )
+        return call
+
+
+class StreamUnary(_MultiCallable, grpc.aio.StreamUnaryMultiCallable):
+    """Calls a method with a stream of requests and one answer."""
+
+    _call = StreamUnaryCall
+
+    def __call__(
+        self,
+        request_iterator: Any = None,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: grpc.CallCredentials | None = None,
+        wait_for_ready: bool | None = None,
+        compression: grpc.Compression | None = None,
+    ) -> StreamUnaryCall:
+        """Start a call; `timeout` in seconds."""
+        call: StreamUnaryCall = self._start(
+            request_iterator, timeout, metadata, credentials, wait_for_ready, compression
+        )
+        return call
+
+
+class StreamStream(_MultiCallable, grpc.aio.StreamStreamMultiCallable):
+    """Calls a method with streams both ways."""
+
+    _call = StreamStreamCall
+
+    def __call__(
+        self,
+        request_iterator: Any = None,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: grpc.CallCredentials | None = None,
+        wait_for_ready: bool | None = None,
+        compression: grpc.Compression | None = None,
+    ) -> StreamStreamCall:
+        """Start a call; `timeout` in seconds."""
+        call: StreamStreamCall = self._start(
+            request_iterator, timeout, metadata, credentials, wait_for_ready, compression
+        )
+        return call
