@@ -107,10 +107,6 @@ class Mesh:
         """
         return self._entered().registry
 
-    def policy(self, service: str) -> EffectivePolicy:
-        """Return what holds for calls to `service`, as far as this process knows."""
-        return self._entered().policies.effective(service)
-
     def on_policy(self, service: str, on_policy: Callable[[EffectivePolicy], None]) -> Watch:
         """Call `on_policy` with the effective policy of `service`, now and after each change."""
         return self._entered().policies.follow(service, on_policy)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import grpc
-
 # Request metadata.
 CALLER: Final = "mesh-caller"
 """The calling service, by its own word; absent means `UNKNOWN_CALLER`."""
@@ -34,7 +32,3 @@ def split_method(path: str) -> tuple[str, str]:
     """Split `/pkg.Service/Method` into service and method."""
     service, _, method = path.lstrip("/").rpartition("/")
     return service, method
-
-
-STATUS_CODES: Final = {code.name: code for code in grpc.StatusCode}
-"""Status codes by their names: `UNAVAILABLE` and its like."""

@@ -31,7 +31,7 @@ from meshrpc.workers.logs import log_to_stderr
     metavar="HOST:PORT",
     default=f"127.0.0.1:{DEFAULT_CONTROL_HTTP_PORT}",
     show_default=True,
-    help="Where commands and people ask (HTTP).",
+    help="Where people and probes read (HTTP).",
 )
 @click.option(
     "--store",

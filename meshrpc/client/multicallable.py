@@ -97,90 +97,62 @@ class _MultiCallable:
         return deadline
 
 
-class UnaryUnary(_MultiCallable, grpc.aio.UnaryUnaryMultiCallable):
+class _UnaryRequest(_MultiCallable):
+    """Called with one request."""
+
+    def __call__(
+        self,
+        request: Any,
+        *,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: grpc.CallCredentials | None = None,
+        wait_for_ready: bool | None = None,
+        compression: grpc.Compression | None = None,
+    ) -> Any:
+        """Start a call; `timeout` in seconds."""
+        data = self._method.serialize(request)
+        return self._start(data, timeout, metadata, credentials, wait_for_ready, compression)
+
+
+class _StreamRequest(_MultiCallable):
+    """Called with an iterator of requests, or with none to write them one by one."""
+
+    def __call__(
+        self,
+        request_iterator: Any = None,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: grpc.CallCredentials | None = None,
+        wait_for_ready: bool | None = None,
+        compression: grpc.Compression | None = None,
+    ) -> Any:
+        """Start a call; `timeout` in seconds."""
+        return self._start(
+            request_iterator, timeout, metadata, credentials, wait_for_ready, compression
+        )
+
+
+class UnaryUnary(_UnaryRequest, grpc.aio.UnaryUnaryMultiCallable):
     """Calls a method with one request and one answer."""
 
     _call = UnaryUnaryCall
     _unary = True
 
-    def __call__(
-        self,
-        request: Any,
-        *,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: grpc.CallCredentials | None = None,
-        wait_for_ready: bool | None = None,
-        compression: grpc.Compression | None = None,
-    ) -> UnaryUnaryCall:
-        """Start a call; `timeout` in seconds."""
-        data = self._method.serialize(request)
-        call: UnaryUnaryCall = self._start(
-            data, timeout, metadata, credentials, wait_for_ready, compression
-        )
-        return call
 
-
-class UnaryStream(_MultiCallable, grpc.aio.UnaryStreamMultiCallable):
+class UnaryStream(_UnaryRequest, grpc.aio.UnaryStreamMultiCallable):
     """Calls a method with one request and a stream of answers."""
 
     _call = UnaryStreamCall
 
-    def __call__(
-        self,
-        request: Any,
-        *,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: grpc.CallCredentials | None = None,
-        wait_for_ready: bool | None = None,
-        compression: grpc.Compression | None = None,
-    ) -> UnaryStreamCall:
-        """Start a call; `timeout` in seconds."""
-        data = self._method.serialize(request)
-        call: UnaryStreamCall = self._start(
-            data, timeout, metadata, credentials, wait_for_ready, compression
-        )
-        return call
 
-
-class StreamUnary(_MultiCallable, grpc.aio.StreamUnaryMultiCallable):
+class StreamUnary(_StreamRequest, grpc.aio.StreamUnaryMultiCallable):
     """Calls a method with a stream of requests and one answer."""
 
     _call = StreamUnaryCall
 
-    def __call__(
-        self,
-        request_iterator: Any = None,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: grpc.CallCredentials | None = None,
-        wait_for_ready: bool | None = None,
-        compression: grpc.Compression | None = None,
-    ) -> StreamUnaryCall:
-        """Start a call; `timeout` in seconds."""
-        call: StreamUnaryCall = self._start(
-            request_iterator, timeout, metadata, credentials, wait_for_ready, compression
-        )
-        return call
 
-
-class StreamStream(_MultiCallable, grpc.aio.StreamStreamMultiCallable):
+class StreamStream(_StreamRequest, grpc.aio.StreamStreamMultiCallable):
     """Calls a method with streams both ways."""
 
     _call = StreamStreamCall
-
-    def __call__(
-        self,
-        request_iterator: Any = None,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: grpc.CallCredentials | None = None,
-        wait_for_ready: bool | None = None,
-        compression: grpc.Compression | None = None,
-    ) -> StreamStreamCall:
-        """Start a call; `timeout` in seconds."""
-        call: StreamStreamCall = self._start(
-            request_iterator, timeout, metadata, credentials, wait_for_ready, compression
-        )
-        return call

@@ -101,7 +101,6 @@ class Subscriber:
     """One stream. Its fields belong to `Pushes`."""
 
     process: Process
-    joined: float
     wants: dict[Resource, _Held] = field(default_factory=dict)
     has_said: bool = False
     """Whether it has said what it wants, be it nothing."""
@@ -145,7 +144,7 @@ class Pushes:
 
     def join(self, process: Process, now: float) -> Subscriber:
         """Add a subscriber; it wants nothing yet."""
-        subscriber = Subscriber(process=process, joined=now, heard=now)
+        subscriber = Subscriber(process=process, heard=now)
         self._subscribers[subscriber] = None
         return subscriber
 

@@ -26,8 +26,6 @@ class Audit:
     """Orders charged more than once."""
     payments: int
     """Payments taken."""
-    statuses: Mapping[str, int]
-    """Orders by status."""
 
     @property
     def is_clean(self) -> bool:
@@ -45,7 +43,6 @@ def audit(folder: Path, told_paid: Mapping[str, str]) -> Audit:
         lost=tuple(id_ for id_ in told_paid if orders.get(id_) != "PAID" or not charges[id_]),
         duplicates=tuple(order for order, count in charges.items() if count > 1),
         payments=sum(charges.values()),
-        statuses=Counter(orders.values()),
     )
 
 

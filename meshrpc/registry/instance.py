@@ -57,14 +57,6 @@ class Instance:
     health: Health = Health.UNKNOWN
     state: State = State.ACTIVE
 
-    def label(self, name: str) -> str | None:
-        """Return the label `name`; `version` and `zone` are labels too."""
-        if name == "version":
-            return self.version
-        if name == "zone":
-            return self.zone
-        return self.labels.get(name)
-
     def to_json(self) -> dict[str, Any]:
         """Return the record as every `-o json` and the HTTP interface show it."""
         return {
