@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Protocol
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
 
 
 class Clock(Protocol):
@@ -22,11 +23,16 @@ class Clock(Protocol):
         """Return once `seconds` have passed on this clock."""
         ...
 
+    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[Any]:
+        """Raise TimeoutError out of the block after `seconds`, as `asyncio.timeout`; None: never."""
+        ...
+
 
 class SystemClock:
     """The machine's monotonic clock."""
 
     now = staticmethod(time.monotonic)
+    timeout = staticmethod(asyncio.timeout)
 
     async def sleep(self, seconds: float) -> None:
         """Return once `seconds` have passed."""

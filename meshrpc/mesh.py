@@ -27,7 +27,7 @@ from meshrpc.client.destination import Destination
 from meshrpc.client.endpoint import Dialing
 from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.errors import SettingsError
-from meshrpc.policies import Policies
+from meshrpc.policies import Policies, PolicySource
 from meshrpc.policy.model import EffectivePolicy
 from meshrpc.registry import static
 from meshrpc.registry.embedded import EmbeddedRegistry
@@ -63,6 +63,8 @@ class Mesh:
         self.id = f"{name}-{secrets.token_hex(4)}"
         """Tells this process from others of the same name; its instance's id if it serves."""
         self.clock = clock
+        self.policy_source: PolicySource | None = None
+        """Where policies come from, if not from control; to be set before the mesh is entered."""
         self.rng = rng or random.Random()
         self._session: _Session | None = None
         self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()
@@ -184,7 +186,7 @@ class _Session:
     async def open(self) -> None:
         """Connect in the background; nothing here waits for control or the registry."""
         subscription = await self._subscribe()
-        self.policies = Policies(subscription)
+        self.policies = Policies(self._mesh.policy_source or subscription)
         try:
             self.registry = await self._exits.enter_async_context(
                 self._create_registry(subscription)

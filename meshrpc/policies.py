@@ -9,21 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 from meshrpc.policy.model import EffectivePolicy, Policy, effective
 from meshrpc.registry.registry import Watch
-from meshrpc.subscription import Subscription
 
 MESH_WIDE = "*"
 
 OnPolicy = Callable[[EffectivePolicy], None]
 
 
+class PolicySource(Protocol):
+    """Where documents come from: the control stream, as a rule."""
+
+    def watch_policy(self, service: str, on_policy: Callable[[Policy | None], None]) -> Watch:
+        """Call `on_policy` with the service's own document, None for none, and with each later one.
+
+        A callback that raises `PolicyError` refuses the document. `service` may be `*`.
+        """
+        ...
+
+
 class Policies:
     """The documents this process has, and who follows what they add up to."""
 
-    def __init__(self, subscription: Subscription | None) -> None:
-        self._subscription = subscription
+    def __init__(self, source: PolicySource | None) -> None:
+        self._source = source
         self._documents: dict[str, Policy] = {}
         self._followers: dict[str, list[_Follower]] = {}
         self._watches: dict[str, Watch] = {}
@@ -41,8 +52,8 @@ class Policies:
         on_policy(self.effective(service))
         self._followers.setdefault(service, []).append(follower)
         for name in (MESH_WIDE, service):
-            if self._subscription is not None and name not in self._watches:
-                self._watches[name] = self._subscription.watch_policy(
+            if self._source is not None and name not in self._watches:
+                self._watches[name] = self._source.watch_policy(
                     name, partial(self._on_document, name)
                 )
         return follower

@@ -256,7 +256,7 @@ class Subscription:
         call = stub.Subscribe()
         writing = asyncio.create_task(_write(outgoing, call))
         try:
-            async with asyncio.timeout(CONNECT_WITHIN):
+            async with self._clock.timeout(CONNECT_WITHIN):
                 await call.initial_metadata()
             if not call.done():  # of a call that failed, the metadata is merely empty
                 self._outgoing = outgoing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import os
@@ -31,6 +32,22 @@ class VirtualClock:
         woken = asyncio.get_running_loop().create_future()
         heapq.heappush(self._sleepers, (self._now + seconds, next(self._order), woken))
         await woken
+
+    @contextlib.asynccontextmanager
+    async def timeout(self, seconds):
+        async with asyncio.timeout(None) as timeout:
+            if seconds is None:
+                yield
+                return
+            expiry = asyncio.ensure_future(self.sleep(seconds))
+            loop = asyncio.get_running_loop()
+            expiry.add_done_callback(
+                lambda over: over.cancelled() or timeout.reschedule(loop.time())
+            )
+            try:
+                yield
+            finally:
+                expiry.cancel()
 
     async def advance(self, seconds: float) -> None:
         """Move on, waking whoever comes due on the way, in order, each at its own time."""

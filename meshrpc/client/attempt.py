@@ -60,8 +60,8 @@ class Attempt:
     """One try at one endpoint.
 
     `code` and `details` are its status, once it is over, and `error` the same as grpcio raises
-    it, if it is one. Then one of these may hold: `cancelled`, this side ended it; `interrupted`, it did so by closing the endpoint;
-    `raised`, an interceptor raised something that is no status.
+    it, if it is one. Then one of these may hold: `cancelled`, this side ended it; `interrupted`, it
+    did so without being asked, because its endpoint was closed or it has `expired`; `raised`, an interceptor raised something that is no status.
     """
 
     __slots__ = (
@@ -77,6 +77,7 @@ class Attempt:
         "details",
         "endpoint",
         "error",
+        "expired",
         "inner",
         "interrupted",
         "raised",
@@ -93,6 +94,7 @@ class Attempt:
         self.details = ""
         self.error: grpc.aio.AioRpcError | None = None
         self.cancelled = False
+        self.expired = False
         self.interrupted = False
         self.raised = False
         self._clock = clock
@@ -114,6 +116,15 @@ class Attempt:
         self.inner = inner
         self.endpoint.start(inner)
         inner.add_done_callback(self._on_done)
+
+    async def expire_after(self, seconds: float) -> None:
+        """End the attempt with DEADLINE_EXCEEDED when `seconds` have passed on its clock.
+
+        Grpc does so by itself, but only by the system's clock.
+        """
+        await self._clock.sleep(seconds)
+        self.expired = True
+        self.inner.cancel()
 
     async def over(self) -> None:
         """Return when the status is known."""
@@ -178,6 +189,10 @@ class Attempt:
             self._blame(error)
             return grpc.StatusCode.UNKNOWN
         self.cancelled = code is grpc.StatusCode.CANCELLED and self.details == CANCELLED_HERE
+        if self.cancelled and self.expired:
+            self.cancelled, self.interrupted = False, True
+            self.details = "Deadline Exceeded"
+            return grpc.StatusCode.DEADLINE_EXCEEDED
         if self.cancelled and self.endpoint.closing:
             self.interrupted = True
             self.details = f"the connection to {self.endpoint.instance.id} was closed"

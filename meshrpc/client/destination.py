@@ -199,7 +199,7 @@ class Destination:
         now = self.clock.now()
         waits = [at - now for at in (deadline, gives_up) if at is not None]
         try:
-            async with asyncio.timeout(min(waits, default=None)):
+            async with self.clock.timeout(min(waits, default=None)):
                 await self._changed.wait()
         except TimeoutError:
             if deadline is None or self.clock.now() < deadline:

@@ -22,6 +22,7 @@ from meshrpc.client.attempt import CANCELLED_HERE, Attempt
 from meshrpc.client.destination import Destination, local_error
 from meshrpc.client.endpoint import Endpoint
 from meshrpc.client.method import Method
+from meshrpc.clock import SystemClock
 from meshrpc.policy.table import MethodPolicy
 from meshrpc.registry.instance import Instance
 from meshrpc.resilience.retry import backoff, may_retry, read_failure
@@ -137,9 +138,11 @@ class LogicalCall:
         attempt = Attempt(
             endpoint, self, self._destination.clock, sampled=self._sampled, bounded=bounded
         )
+        if bounded:
+            timeout = bound
         inner = self._invoke(
             endpoint,
-            timeout=bound if bounded else timeout,
+            timeout=timeout,
             metadata=self._metadata + endpoint.metadata,
             **self._options,
         )
@@ -148,6 +151,9 @@ class LogicalCall:
         if self._held or self._callbacks:
             attempt.keep(self)
         attempt.start(inner)
+        if timeout is not None and not isinstance(self._destination.clock, SystemClock):
+            expiry = self._destination.wait(attempt.expire_after(timeout), contextvars.Context())
+            inner.add_done_callback(lambda _: expiry.cancel())
 
     def on_attempt_done(self, attempt: Attempt) -> None:
         """Start another attempt where one is due; otherwise the call is over."""

@@ -113,7 +113,7 @@ class Registration:
         while True:
             asked_at = self._clock.now()
             try:
-                async with asyncio.timeout(ASK_WITHIN):
+                async with self._clock.timeout(ASK_WITHIN):
                     await self._ask()
             except ReadOnlyRegistry as error:
                 log.warning("%s is not registered: %s", self._instance.id, error)
@@ -165,7 +165,7 @@ class Registration:
         within: float,
     ) -> None:
         try:
-            async with asyncio.timeout(within):
+            async with self._clock.timeout(within):
                 await ask(instance)
         except Exception as error:  # noqa: BLE001 - leaving goes on, whatever a registry raises
             log.warning("cannot %s %s: %s", what, instance.id, _cause(error))

@@ -29,6 +29,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from meshrpc.clock import SystemClock
 from meshrpc.interceptors.tracing import TracingInterceptor
 from meshrpc.registry.memory import MemoryRegistry
 from meshrpc.server.service import Service
@@ -89,11 +90,8 @@ async def bare(
         await server.stop(5)  # a span ends after its client has the answer
 
 
-class Clock:
+class Clock(SystemClock):
     """Real time without the waits of draining."""
-
-    def now(self) -> float:
-        return asyncio.get_running_loop().time()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(min(seconds, 0.01))
