@@ -4,9 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+PINS   ?=
+# The oldest grpcio and protobuf that pyproject.toml allows.
+OLDEST := $(shell sed -nE 's/^ *"((grpcio|protobuf)[a-z-]*)>=([0-9.]+)",$$/\1==\3/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak lint types proto proto-check bench check clean
+.PHONY: help install demo test test-oldest soak lint types proto proto-check bench check clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}'
@@ -14,7 +17,7 @@ help: ## show this list
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "meshrpc needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]' $(PINS)
 	@touch $@
 
 install: $(STAMP) ## install meshrpc and its development tools into .venv
@@ -25,6 +28,10 @@ demo: $(STAMP) ## run the order/payment demo (ARGS='--duration 20 --chaos')
 test: $(STAMP) ## run every test but the soaks; fetches a real Consul if there is none
 	@$(BIN)/python tests/consul.py --fetch
 	$(BIN)/python -m pytest -m 'not soak' $(ARGS)
+
+test-oldest: ## run the tests of calls on the oldest supported grpcio and protobuf
+	$(MAKE) $(VENV)-oldest/.installed VENV=$(VENV)-oldest PINS='$(OLDEST)'
+	$(VENV)-oldest/bin/python -m pytest tests/unit tests/contract/test_drop_in.py tests/integration -m 'not soak and not consul' $(ARGS)
 
 soak: $(STAMP) ## run the long fault and leak tests
 	@$(BIN)/python tests/consul.py --fetch
@@ -51,4 +58,4 @@ bench: $(STAMP) ## measure what the mesh adds to a call, beside bare grpc.aio
 check: lint types proto-check test ## all that CI runs
 
 clean: ## remove what the targets above made
-	rm -rf $(VENV) .cache dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest .cache dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

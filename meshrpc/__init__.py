@@ -15,6 +15,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 __version__ = "0.1.0"
 
 
+from meshrpc.client.call_options import call_options
 from meshrpc.client.channel import Channel
 from meshrpc.errors import (
     ControlError,
@@ -23,7 +24,7 @@ from meshrpc.errors import (
     RegistryError,
     SettingsError,
 )
-from meshrpc.interceptors.server_call import ServerCall, current_call
+from meshrpc.interceptors.server_call import ServerCall, current_call, detached
 from meshrpc.mesh import Mesh
 from meshrpc.registry.instance import Instance
 from meshrpc.registry.registry import Registry
@@ -43,5 +44,7 @@ __all__ = [
     "Service",
     "Settings",
     "SettingsError",
+    "call_options",
     "current_call",
+    "detached",
 ]

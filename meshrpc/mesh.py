@@ -9,34 +9,31 @@ made before or outlasting it bind to the next one.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import secrets
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 import grpc.aio
 
-import meshrpc
 from meshrpc.client.channel import Channel
 from meshrpc.client.destination import Destination
 from meshrpc.client.endpoint import Dialing
+from meshrpc.client.intercepted import with_beneath
 from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.errors import SettingsError
-from meshrpc.policies import Policies, PolicySource
+from meshrpc.policies import PolicySource
 from meshrpc.policy.model import EffectivePolicy
-from meshrpc.registry import static
-from meshrpc.registry.embedded import EmbeddedRegistry
-from meshrpc.registry.memory import MemoryRegistry
+from meshrpc.registry.instance import Instance
+from meshrpc.registry.registration import Registration
 from meshrpc.registry.registry import Registry, Watch
-from meshrpc.registry.urls import create_registry
-from meshrpc.settings import Settings, valid_name
-from meshrpc.subscription import Subscription
-from meshrpc.v1 import control_pb2
+from meshrpc.registry.urls import OUTSIDE, is_outside, outside
+from meshrpc.session import Session
+from meshrpc.settings import Settings, dialable, valid_name
 
 
 class Mesh:
@@ -66,7 +63,7 @@ class Mesh:
         self.policy_source: PolicySource | None = None
         """Where policies come from, if not from control; to be set before the mesh is entered."""
         self.rng = rng or random.Random()
-        self._session: _Session | None = None
+        self._session: Session | None = None
         self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()
 
     def __repr__(self) -> str:
@@ -83,7 +80,7 @@ class Mesh:
     async def __aenter__(self) -> Self:
         if self._session is not None:
             raise RuntimeError(f"{self!r} is entered already")
-        session = _Session(self)
+        session = Session(self)
         await session.open()
         self._session = session
         return self
@@ -109,6 +106,11 @@ class Mesh:
         """
         return self._entered().registry
 
+    @property
+    def destinations(self) -> tuple[Destination, ...]:
+        """What this process calls just now; nothing while the mesh is not entered."""
+        return () if self._session is None else self._session.destinations
+
     def on_policy(self, service: str, on_policy: Callable[[EffectivePolicy], None]) -> Watch:
         """Call `on_policy` with the effective policy of `service`, now and after each change."""
         return self._entered().policies.follow(service, on_policy)
@@ -118,14 +120,15 @@ class Mesh:
         target: str,
         *,
         interceptors: Sequence[grpc.aio.ClientInterceptor] | None = None,
-        options: Sequence[tuple[str, Any]] | None = None,
+        options: Sequence[tuple[str | bytes, Any]] | None = None,
         compression: grpc.Compression | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> Channel:
         """Return a channel to a service, for generated stubs; it may be made outside a loop.
 
         Args:
-            target: a service name, or `static:HOST:PORT,...` for servers outside the mesh.
+            target: a service name; for servers outside the mesh `dns://HOST:PORT` or
+                `static:HOST:PORT,HOST:PORT`.
             interceptors: grpcio's client interceptors, run once per attempt.
             options: grpc channel arguments, over the mesh's own.
             compression: default compression of calls.
@@ -133,18 +136,76 @@ class Mesh:
         """
         dialing = Dialing(
             caller=self.name,
-            options=tuple((key, value) for key, value in options or ()),
+            options=tuple(
+                (key.decode() if isinstance(key, bytes) else key, value)
+                for key, value in options or ()
+            ),
             compression=compression,
             credentials=credentials,
-            interceptors=tuple(interceptors or ()),
+            interceptors=with_beneath(interceptors or ()),
         )
-        if isinstance(target, str) and target.startswith(static.SCHEME):
-            _outside(target)
+        if isinstance(target, str) and is_outside(target):
+            outside(target, self.settings.namespace)
         else:
-            _checked("channel to", target, "; or static:HOST:PORT,... for servers outside the mesh")
+            _checked("channel to", target, f"; or for servers outside the mesh {OUTSIDE}")
         channel = Channel(target, dialing, self)
         self._channels.add(channel)
         return channel
+
+    @asynccontextmanager
+    async def register(
+        self,
+        service: str,
+        address: str,
+        *,
+        version: str | None = None,
+        zone: str | None = None,
+        weight: int = 1,
+        labels: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[Instance]:
+        """Keep a server that is none of ours registered: `async with mesh.register(...):`.
+
+        Its lease is renewed as long as the block lasts and this process lives; nobody asks the
+        server itself whether it is well.
+
+        Args:
+            service: what callers call it.
+            address: where they dial it, as `host:port`.
+            version: as in a service's own settings, and so are the others.
+            zone: where it stands.
+            weight: its share of calls, relative to the others'.
+            labels: whatever else tells it from the others.
+
+        Raises:
+            SettingsError: a value cannot be used.
+            RegistryError: the registry registers nobody.
+            grpc.aio.UsageError: the mesh is not entered.
+        """
+        registry = self._entered().registry
+        record = Settings.resolve({}, version=version, zone=zone, weight=weight, labels=labels)
+        try:
+            address = dialable(address)
+        except (ValueError, TypeError) as error:
+            raise SettingsError(f"address {address!r}: {error}") from error
+        instance = Instance(
+            id=f"{_checked('service', service)}-{secrets.token_hex(4)}",
+            service=service,
+            address=address,
+            namespace=self.settings.namespace,
+            version=record.version,
+            zone=record.zone,
+            weight=record.weight,
+            labels=record.labels,
+        )
+        registration = Registration(registry, instance, clock=self.clock, rng=self.rng)
+        try:
+            await registration.start()
+            if registration.refusal is not None:
+                raise registration.refusal
+            yield instance
+            await registration.drain()
+        finally:
+            await registration.stop()
 
     def destination(self, channel: Channel) -> Destination:
         """Return the live destination of a channel of this mesh."""
@@ -155,7 +216,12 @@ class Mesh:
         if self._session is not None:
             await self._session.release(channel.target, channel.dialing)
 
-    def _entered(self) -> _Session:
+    def forget(self, target: str, dialing: Dialing, destination: Destination) -> None:
+        """Close, in the background, what only a channel used that was dropped."""
+        if self._session is not None:
+            self._session.forget(target, dialing, destination)
+
+    def _entered(self) -> Session:
         session = self._session
         if session is None:
             raise grpc.aio.UsageError(
@@ -169,131 +235,8 @@ class Mesh:
         return session
 
 
-class _Session:
-    """What a mesh is between entering and leaving: everything live."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.registry: Registry
-        self.policies: Policies
-        self._mesh = mesh
-        self._exits = AsyncExitStack()
-        self._destinations: dict[tuple[str, Dialing], _Shared] = {}
-
-    def __repr__(self) -> str:
-        return f"destinations={len(self._destinations)}"
-
-    async def open(self) -> None:
-        """Connect in the background; nothing here waits for control or the registry."""
-        subscription = await self._subscribe()
-        self.policies = Policies(self._mesh.policy_source or subscription)
-        try:
-            self.registry = await self._exits.enter_async_context(
-                self._create_registry(subscription)
-            )
-        except BaseException:
-            await self._exits.aclose()
-            raise
-
-    async def close(self) -> None:
-        """Close every destination, then the registry, then the control stream."""
-        shared = tuple(self._destinations.values())
-        self._destinations.clear()
-        for each in shared:
-            each.policy.close()
-        await asyncio.gather(*(each.destination.close(grace=0.0) for each in shared))
-        await self._exits.aclose()
-
-    def destination(self, target: str, dialing: Dialing) -> Destination:
-        """Return the destination for `target`, shared by all channels that dial alike."""
-        key = (target, dialing)
-        shared = self._destinations.get(key)
-        if shared is None:
-            shared = self._destinations[key] = self._open_destination(target, dialing)
-        shared.channels += 1
-        return shared.destination
-
-    async def release(self, target: str, dialing: Dialing) -> None:
-        """Close a destination with the last channel that used it."""
-        shared = self._destinations.get((target, dialing))
-        if shared is None:
-            return
-        shared.channels -= 1
-        if not shared.channels:
-            del self._destinations[target, dialing]
-            shared.policy.close()
-            await shared.destination.close(grace=0.0)
-
-    def _open_destination(self, target: str, dialing: Dialing) -> _Shared:
-        mesh = self._mesh
-        registry = self.registry
-        if target.startswith(static.SCHEME):
-            registry = _outside(target, mesh.settings.namespace)
-        destination = Destination(
-            target, dialing, self.policies.effective(target), clock=mesh.clock, rng=mesh.rng
-        )
-        shared = _Shared(destination, self.policies.follow(target, destination.configure))
-        try:
-            destination.open(registry)
-        except BaseException:
-            shared.policy.close()
-            raise
-        return shared
-
-    async def _subscribe(self) -> Subscription | None:
-        mesh, settings = self._mesh, self._mesh.settings
-        if not settings.control:
-            return None
-        hello = control_pb2.Hello(
-            namespace=settings.namespace,
-            service=mesh.name,
-            instance=mesh.id,
-            version=settings.version or "",
-            pid=os.getpid(),
-            library=meshrpc.__version__,
-        )
-        return await self._exits.enter_async_context(
-            Subscription(settings.control, hello, clock=mesh.clock, rng=mesh.rng)
-        )
-
-    def _create_registry(self, subscription: Subscription | None) -> Registry:
-        settings = self._mesh.settings
-        if isinstance(settings.registry, MemoryRegistry):
-            # One object may be shared by meshes of several namespaces.
-            return settings.registry.in_namespace(settings.namespace)
-        if not isinstance(settings.registry, str):
-            return settings.registry
-
-        def embedded() -> Registry:
-            if subscription is None:
-                raise SettingsError(
-                    "registry 'mesh:' is the control service's own, and control is 'none': "
-                    "name a control service, or another registry"
-                )
-            return EmbeddedRegistry(subscription, settings.namespace)
-
-        return create_registry(settings.registry, settings.namespace, embedded=embedded)
-
-
-class _Shared:
-    """A destination and how many channels use it."""
-
-    __slots__ = ("channels", "destination", "policy")
-
-    def __init__(self, destination: Destination, policy: Watch) -> None:
-        self.destination = destination
-        self.policy = policy
-        self.channels = 0
-
-
 def _checked(what: str, name: str, otherwise: str = "") -> str:
     try:
         return valid_name(name)
     except (ValueError, TypeError) as error:
         raise SettingsError(f"{what} {name!r}: {error}{otherwise}") from error
-
-
-def _outside(target: str, namespace: str = "default") -> static.StaticRegistry:
-    """Return the registry of a `static:HOST:PORT,...` target; SettingsError if it is none."""
-    addresses = target.removeprefix(static.SCHEME).split(",")
-    return static.StaticRegistry({target: addresses}, namespace)

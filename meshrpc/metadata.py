@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from meshrpc.wire import Metadata
 
@@ -24,11 +25,13 @@ def checked(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
     """
     if isinstance(metadata, Mapping):
         raise TypeError("metadata is a sequence of (key, value) pairs, not a mapping")
-    pairs = tuple(metadata)
+    pairs: tuple[Any, ...] = tuple(metadata)
     for pair in pairs:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"metadata is a sequence of (key, value) pairs, not of {pair!r}")
         key, value = pair
+        if isinstance(key, bytes):  # as grpcio takes it too
+            return checked(map(_with_text_key, pairs))
         if not isinstance(key, str):
             raise TypeError(f"metadata key {key!r}: text, not {type(key).__name__}")
         if not _KEY.fullmatch(key):
@@ -43,3 +46,9 @@ def checked(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
         if not _TEXT.fullmatch(text):
             raise ValueError(f"metadata {key}: printable ASCII; anything else needs a -bin key")
     return pairs
+
+
+def _with_text_key(pair: Any) -> Any:
+    if isinstance(pair, tuple | list) and pair and isinstance(pair[0], bytes):
+        return (pair[0].decode("latin-1"), *pair[1:])
+    return pair

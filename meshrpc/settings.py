@@ -35,6 +35,14 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def dialable(text: str) -> str:
+    """Return an address that can be dialled, as `host:port`; the port is 1 to 65535."""
+    host, port = parse_address(text)
+    if port == 0:
+        raise ValueError("the port is 1 to 65535")
+    return f"{host}:{port}"
+
+
 def _text(given: str) -> str:
     if not isinstance(given, str):
         raise TypeError(f"this is text, not {type(given).__name__}")

@@ -5,6 +5,7 @@ One place for every metadata key, so that client and server cannot disagree.
 
 from __future__ import annotations
 
+import enum
 from typing import Final
 
 # Request metadata.
@@ -12,6 +13,8 @@ CALLER: Final = "mesh-caller"
 """The calling service, by its own word; absent means `UNKNOWN_CALLER`."""
 TARGET: Final = "mesh-target"
 """The id of the instance the caller means; any other one refuses without executing."""
+CRITICALITY: Final = "mesh-criticality"
+"""How much the call matters; absent means `Criticality.DEFAULT`."""
 
 # Trailers.
 NOT_EXECUTED: Final = "mesh-not-executed"
@@ -24,6 +27,15 @@ DRAIN: Final = "mesh-drain"
 """This stream ended because the server is leaving."""
 
 UNKNOWN_CALLER: Final = "unknown"
+
+
+class Criticality(enum.StrEnum):
+    """How much a call matters to whoever makes it; the least goes first when there is too much."""
+
+    CRITICAL = "critical"
+    DEFAULT = "default"
+    SHEDDABLE = "sheddable"
+
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 

@@ -14,12 +14,23 @@ from typing import Protocol, TypeVar
 
 from meshrpc.balancer.peak_ewma import PeakEwmaBalancer
 from meshrpc.balancer.random_choice import RandomBalancer
+from meshrpc.balancer.ring_hash import RingHashBalancer
 from meshrpc.balancer.round_robin import RoundRobinBalancer
 from meshrpc.policy import model
 
 
 class Candidate(Protocol):
     """An endpoint, as far as a balancer looks at it."""
+
+    @property
+    def id(self) -> str:
+        """Its instance's id."""
+        ...
+
+    @property
+    def weight(self) -> int:
+        """Its share, relative to the others'."""
+        ...
 
     def load(self, now: float) -> float:
         """Return how loaded it is; less is better, and only the order means anything."""
@@ -33,8 +44,8 @@ Picked_co = TypeVar("Picked_co", bound=Candidate, covariant=True)
 class Picker(Protocol[Picked_co]):
     """An immutable choice among at least one endpoint."""
 
-    def pick(self, now: float) -> Picked_co:
-        """Return the endpoint for the next attempt."""
+    def pick(self, now: float, key: str | None = None) -> Picked_co:
+        """Return the endpoint for the next attempt; `key` is what hashing balancers go by."""
         ...
 
 
@@ -59,5 +70,7 @@ def create_balancer(policy: model.Balancer, rng: random.Random) -> Balancer:
             return RandomBalancer(rng)
         case model.BalancerKind.PEAK_EWMA:
             return PeakEwmaBalancer(rng)
+        case model.BalancerKind.RING_HASH:
+            return RingHashBalancer(rng)
         case _:
             raise ValueError(f"no balancer {policy.kind}")

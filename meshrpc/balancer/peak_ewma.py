@@ -112,7 +112,7 @@ class TwoChoicesPicker(Generic[E]):
         self._count = len(endpoints)
         self._rng = rng
 
-    def pick(self, now: float) -> E:
+    def pick(self, now: float, key: str | None = None) -> E:  # noqa: ARG002 - no key is kept to
         """Return the less loaded of two distinct endpoints; the first drawn when equal."""
         if self._count == 1:
             return self._endpoints[0]

@@ -33,6 +33,6 @@ class RandomPicker(Generic[E]):
         self._endpoints = endpoints
         self._rng = rng
 
-    def pick(self, now: float) -> E:  # noqa: ARG002 - chance does not depend on the time
+    def pick(self, now: float, key: str | None = None) -> E:  # noqa: ARG002 - chance has neither
         """Return an endpoint at random."""
         return self._rng.choice(self._endpoints)

@@ -36,7 +36,7 @@ class RoundRobinPicker(Generic[E]):
         self._endpoints = endpoints
         self._turns = turns
 
-    def pick(self, now: float) -> E:  # noqa: ARG002 - the turn does not depend on the time
+    def pick(self, now: float, key: str | None = None) -> E:  # noqa: ARG002 - turns have neither
         """Return the next endpoint."""
         endpoints = self._endpoints
         return endpoints[next(self._turns) % len(endpoints)]

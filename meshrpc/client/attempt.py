@@ -60,8 +60,10 @@ class Attempt:
     """One try at one endpoint.
 
     `code` and `details` are its status, once it is over, and `error` the same as grpcio raises
-    it, if it is one. Then one of these may hold: `cancelled`, this side ended it; `interrupted`, it
-    did so without being asked, because its endpoint was closed or it has `expired`; `raised`, an interceptor raised something that is no status.
+    it, if it is one. `status` is all that grpcio said of the end, good or bad, where it may say
+    something else later. Then one of these may hold: `cancelled`, this side ended it; `interrupted`, it
+    did so without being asked, because its endpoint was closed or it has `expired`; `raised`, an
+    interceptor raised something that is no status.
     """
 
     __slots__ = (
@@ -81,6 +83,7 @@ class Attempt:
         "inner",
         "interrupted",
         "raised",
+        "status",
     )
 
     def __init__(
@@ -93,6 +96,7 @@ class Attempt:
         self.code: grpc.StatusCode | None = None
         self.details = ""
         self.error: grpc.aio.AioRpcError | None = None
+        self.status: grpc.aio.AioRpcError | None = None
         self.cancelled = False
         self.expired = False
         self.interrupted = False
@@ -173,18 +177,21 @@ class Attempt:
             caller.on_attempt_done(self)
 
     def _read_status(self, inner: Any) -> grpc.StatusCode:
+        self.error, self.status, self.details = None, None, ""  # those of an earlier look
         try:
             code: grpc.StatusCode = known(inner.code())
-            if code is grpc.StatusCode.OK:
-                return code
-            self.details = known(inner.details()) or ""
-            self.error = grpc.aio.AioRpcError(
+            if code is grpc.StatusCode.OK and self._sampled:
+                return code  # of a unary call: it has nothing left that could fail
+            self.status = grpc.aio.AioRpcError(
                 code,
                 known(inner.initial_metadata()),
                 known(inner.trailing_metadata()),
-                self.details,
+                known(inner.details()) or "",
                 known(inner.debug_error_string()),
             )
+            if code is grpc.StatusCode.OK:
+                return code
+            self.error, self.details = self.status, self.status.details() or ""
         except Exception as error:  # noqa: BLE001 - the interceptor's; whoever awaits gets it
             self._blame(error)
             return grpc.StatusCode.UNKNOWN

@@ -7,7 +7,9 @@ waits for that one and goes on, so that it sees one call.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import contextvars
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
@@ -22,13 +24,14 @@ import grpc
 import grpc.aio
 
 from meshrpc.client.attempt import Attempt
-from meshrpc.client.destination import local_error
 from meshrpc.client.endpoint import Endpoint
+from meshrpc.client.local_error import local_error
 from meshrpc.client.requests import RequestStream
-from meshrpc.client.waiting import AwaitableCall, connected
+from meshrpc.client.waiting import AwaitableCall, cancellations, connected
 from meshrpc.telemetry import tracing
 
 _STYLES_MIXED = "The iterator and read/write APIs may not be mixed on a single RPC."
+_FINISHED = "RPC already finished."
 
 
 class _UnaryResponse(AwaitableCall):
@@ -49,9 +52,7 @@ class _UnaryResponse(AwaitableCall):
             except grpc.aio.AioRpcError:
                 raise
             except Exception as error:
-                # Grpcio, or an interceptor, failed in a way that need not end the call.
-                if self._attempt is not None:
-                    self._attempt.break_off(error)
+                self._attempt_failed(error)
                 raise
             if not self._answered:  # by another task that awaits the same call
                 self._response = self._method.deserialize(data)
@@ -68,17 +69,19 @@ class _StreamResponse(AwaitableCall):
     def __del__(self) -> None:
         # As in grpcio before 1.83: a stream that nobody holds any more is cancelled. Its last
         # reference may go in any thread, and in the middle of anything.
-        if self._done or self._attempt is None:
+        if self._done:
             return
         self._done = True
+        attempt, under_way = self._attempt, self._next
+        if under_way is None and attempt is not None:
+            under_way = attempt.inner
+        instance = None if attempt is None else attempt.endpoint.instance.id
         tracing.end_client_span(
-            self._span,
-            grpc.StatusCode.CANCELLED,
-            self._attempt.endpoint.instance.id,
-            "Cancelled upon garbage collection!",
+            self._span, grpc.StatusCode.CANCELLED, instance, "Cancelled upon garbage collection!"
         )
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and all its calls with it
-            self._destination.loop.call_soon_threadsafe(self._attempt.inner.cancel)
+        if under_way is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and its calls with it
+                self._destination.loop.call_soon_threadsafe(under_way.cancel)
 
     def _repeatable(self, attempt: Attempt) -> bool:
         return not self._received and super()._repeatable(attempt)
@@ -95,19 +98,32 @@ class _StreamResponse(AwaitableCall):
 
     async def read(self) -> Any:
         """Return the next message; `grpc.aio.EOF` after the last."""
+        if self._done:
+            self._raise_for_status()
+            return grpc.aio.EOF
         self._use("read")
-        return await self.receive(_read)
+        return await self.receive()
 
-    async def receive(self, take: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Return the next message, taken from an attempt by `take`; EOF after the last."""
-        data = await self._follow(take)
+    async def receive(self) -> Any:
+        """Return the next message; EOF after the last."""
+        try:
+            # By grpcio's iterator also for `read`: its own `read` gives up the messages that are
+            # still to come once a message could not be written.
+            data = await self._follow(_take_next)
+        except grpc.aio.AioRpcError:
+            if not self._is_fine():
+                raise
+            return grpc.aio.EOF
+        except Exception as error:
+            self._attempt_failed(error)
+            raise
         if data is grpc.aio.EOF:
             return data
         self._received = True
         try:
             return self._method.deserialize(data)
-        except grpc.aio.AioRpcError:
-            self.cancel()
+        except grpc.aio.AioRpcError as error:
+            self._break_off(error)
             raise
 
 
@@ -124,7 +140,7 @@ class _Messages(AsyncIterator[Any]):
         self._call = call
 
     async def __anext__(self) -> Any:
-        message = await self._call.receive(_take_next)
+        message = await self._call.receive()
         if message is grpc.aio.EOF:
             raise StopAsyncIteration
         return message
@@ -133,11 +149,6 @@ class _Messages(AsyncIterator[Any]):
 def _itself(inner: Any) -> Awaitable[Any]:
     answer: Awaitable[Any] = inner
     return answer
-
-
-def _read(inner: Any) -> Awaitable[Any]:
-    message: Awaitable[Any] = inner.read()
-    return message
 
 
 def _take_next(inner: Any) -> Awaitable[Any]:
@@ -150,7 +161,7 @@ class _UnaryRequest(AwaitableCall):
     _request: bytes
 
     def _invoke(self, endpoint: Endpoint, **options: Any) -> Any:
-        return endpoint.method(self._kind, self._method.path)(self._request, **options)
+        return endpoint.multicallable(self._kind, self._method)(self._request, **options)
 
 
 class _StreamRequest(AwaitableCall):
@@ -163,13 +174,14 @@ class _StreamRequest(AwaitableCall):
 
     def _invoke(self, endpoint: Endpoint, **options: Any) -> Any:
         messages = None if self._requests is None else self._requests.replay()
-        return endpoint.method(self._kind, self._method.path)(messages, **options)
+        return endpoint.multicallable(self._kind, self._method)(messages, **options)
 
     def _repeatable(self, attempt: Attempt) -> bool:
         if self._requests is not None:
             can_repeat = self._requests.take_back(cancelled=attempt.cancelled)
         else:
             can_repeat = not self._written
+            self._end_writing(attempt)
         return can_repeat and super()._repeatable(attempt)
 
     def _feed(self, requests: AsyncIterable[Any] | Iterable[Any] | None) -> None:
@@ -179,12 +191,22 @@ class _StreamRequest(AwaitableCall):
     def _close_requests(self) -> None:
         if self._requests is not None:
             self._requests.close()
+        elif self._attempt is not None:
+            self._end_writing(self._attempt)
+
+    def _end_writing(self, attempt: Attempt) -> None:
+        # Beneath interceptors grpcio makes an iterator of what is written, and goes on waiting for
+        # its next message when the attempt is over.
+        if self._method.intercepted:
+            self._destination.wait(_done_writing(attempt.inner), contextvars.Context())
 
     def _raise_cause(self) -> None:
         if self._requests is None:
             return
         if self._requests.error is not None:
             raise self._requests.error
+        if self._method.intercepted:
+            return  # and it may be an interceptor that cancelled
         if self._cancelled and not self._cancel_asked:
             # Grpcio could not write the end of the stream, and did not wait to learn why.
             self._cancelled = False
@@ -197,25 +219,50 @@ class _StreamRequest(AwaitableCall):
 
     async def write(self, request: Any) -> None:
         """Send a message."""
+        self._check_style()
+        if self._done:
+            raise asyncio.InvalidStateError(_FINISHED)
         data = self._method.serialize(request)
-        await self._send(lambda inner: inner.write(data))
+        before = cancellations()
+        try:
+            await self._send(lambda inner: inner.write(data))
+        except grpc.aio.AioRpcError:
+            if not self._is_fine():
+                raise
+            raise asyncio.InvalidStateError(_FINISHED) from None
+        except asyncio.CancelledError:
+            if self._written or cancellations() > before:
+                raise
+            # The call was cancelled, and not the task that waits for its connection.
+            raise asyncio.InvalidStateError(_FINISHED) from None
 
     async def done_writing(self) -> None:
         """Say that no further message comes."""
-        await self._send(lambda inner: inner.done_writing())
+        self._check_style()
+        if not self._done:
+            await self._send(lambda inner: inner.done_writing())
 
-    async def _send(self, step: Callable[[Any], Awaitable[None]]) -> None:
+    def _check_style(self) -> None:
         if self._requests is not None:
             raise grpc.aio.UsageError(_STYLES_MIXED)
 
+    async def _send(self, step: Callable[[Any], Awaitable[None]]) -> None:
         async def send(inner: Any) -> None:
             if self._connected is not inner:
                 await connected(inner)
                 self._connected = inner
+            if inner.done() and not self._done:
+                # Grpcio would refuse the message, although another attempt may take it.
+                raise grpc.aio.AioRpcError(await inner.code())
             self._written = True
             await step(inner)
 
         await self._follow(send)
+
+
+async def _done_writing(inner: Any) -> None:
+    with contextlib.suppress(Exception):  # it is over
+        await inner.done_writing()
 
 
 class UnaryUnaryCall(_UnaryRequest, _UnaryResponse, grpc.aio.UnaryUnaryCall):

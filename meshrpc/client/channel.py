@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from contextlib import suppress
 from typing import Any, Protocol, Self
 
 import grpc
@@ -18,6 +19,7 @@ import grpc.aio
 
 from meshrpc.client.destination import Destination
 from meshrpc.client.endpoint import READY, Dialing
+from meshrpc.client.intercepted import InterceptedMethod, intercepted_kinds
 from meshrpc.client.method import Method
 from meshrpc.client.multicallable import StreamStream, StreamUnary, UnaryStream, UnaryUnary
 from meshrpc.client.waiting import AwaitableCall
@@ -31,6 +33,19 @@ def _running_loop() -> asyncio.AbstractEventLoop:
             "a call needs a running event loop: make it in an async function (a synchronous "
             "handler runs in a thread, which has none)"
         ) from None
+
+
+def _check(dialing: Dialing) -> None:
+    """Raise what grpcio would, but only once an endpoint is dialled."""
+    for key, value in dialing.options:
+        if not isinstance(key, (str, bytes)) or not (
+            isinstance(value, (str, bytes)) or hasattr(value, "__int__")
+        ):
+            raise TypeError(
+                f"a channel option is a name with a number or text, not {(key, value)!r}"
+            )
+    if dialing.compression is not None and not isinstance(dialing.compression, int):
+        raise ValueError(f"compression is one of grpc.Compression, not {dialing.compression!r}")
 
 
 class Binding(Protocol):
@@ -48,16 +63,24 @@ class Binding(Protocol):
         """Take note that the channel needs its destination no more."""
         ...
 
+    def forget(self, target: str, dialing: Dialing, destination: Destination) -> None:
+        """Take note that a channel that had this destination was dropped without closing it."""
+        ...
+
 
 class Channel(grpc.aio.Channel):
     """A channel to a service of the mesh; generated stubs take it as it is."""
 
+    _destination: Destination | None = None
+
     def __init__(self, target: str, dialing: Dialing, binding: Binding) -> None:
         """Used by `Mesh.channel`."""
+        _check(dialing)
         self.target = target
         self.dialing = dialing
+        self._intercepted = intercepted_kinds(dialing.interceptors)
         self._binding = binding
-        self._destination: Destination | None = None
+        self._closing = False
         self._closed = False
         self._calls: weakref.WeakSet[AwaitableCall] = weakref.WeakSet()
 
@@ -65,9 +88,19 @@ class Channel(grpc.aio.Channel):
         state = "closed" if self._closed else "open"
         return f"<Channel to {self.target!r} {state}>"
 
+    def __del__(self) -> None:
+        # As in grpcio. No call is under way: its stub and every call of it hold the channel. The
+        # last reference may go in any thread, and in the middle of anything.
+        destination = self._destination
+        if destination is not None:
+            with suppress(RuntimeError):  # the loop is closed, and all connections with it
+                destination.loop.call_soon_threadsafe(
+                    self._binding.forget, self.target, self.dialing, destination
+                )
+
     def bound(self) -> Destination:
         """Return the destination that calls go to."""
-        if self._closed:
+        if self._closing:
             raise grpc.aio.UsageError("Channel is closed.")
         destination = self._destination
         if destination is None or destination.loop is not _running_loop():
@@ -89,9 +122,9 @@ class Channel(grpc.aio.Channel):
         """Refuse further calls, and give those under way `grace` seconds to end."""
         if grace is not None and grace < 0:
             raise ValueError(f"grace must be non-negative, got {grace}")
-        if self._closed:
+        if self._closing:
             return
-        self._closed = True
+        self._closing = True
         running = [call for call in self._calls if not call.done()]
         if running and grace:
             waits = [asyncio.ensure_future(call.code()) for call in running]
@@ -101,13 +134,15 @@ class Channel(grpc.aio.Channel):
             await asyncio.gather(*waits, return_exceptions=True)
         for call in running:
             call.cancel()
+        self._closed = True
         if self._destination is not None:
             self._destination.wake()  # those who wait for the channel's state
             await self._binding.release(self)
             self._destination = None
 
     def track(self, call: AwaitableCall) -> None:
-        """Remember a call, so that closing can wait for it."""
+        """Remember a call, so that closing can wait for it; the call remembers the channel."""
+        call.owner = self
         self._calls.add(call)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
@@ -120,8 +155,12 @@ class Channel(grpc.aio.Channel):
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
         """Return once the state is another one."""
+        if self._closed:
+            raise grpc.aio.UsageError("Channel is closed.")
+        if self._destination is None:
+            self.bound()  # first: what it is bound to may be connected already, for another channel
         while self.get_state() is last_observed_state:
-            await self.bound().changed()
+            await (self._destination or self.bound()).changed()
 
     async def channel_ready(self) -> None:
         """Return once an endpoint is ready."""
@@ -137,7 +176,8 @@ class Channel(grpc.aio.Channel):
         _registered_method: bool | None = False,
     ) -> UnaryUnary:
         """Return the multicallable of a method with one request and one answer."""
-        return UnaryUnary(self, Method(method, request_serializer, response_deserializer))
+        made = self._method("unary_unary", method, request_serializer, response_deserializer)
+        return UnaryUnary(self, made)
 
     def unary_stream(
         self,
@@ -147,7 +187,8 @@ class Channel(grpc.aio.Channel):
         _registered_method: bool | None = False,
     ) -> UnaryStream:
         """Return the multicallable of a method with one request and a stream of answers."""
-        return UnaryStream(self, Method(method, request_serializer, response_deserializer))
+        made = self._method("unary_stream", method, request_serializer, response_deserializer)
+        return UnaryStream(self, made)
 
     def stream_unary(
         self,
@@ -157,7 +198,8 @@ class Channel(grpc.aio.Channel):
         _registered_method: bool | None = False,
     ) -> StreamUnary:
         """Return the multicallable of a method with a stream of requests and one answer."""
-        return StreamUnary(self, Method(method, request_serializer, response_deserializer))
+        made = self._method("stream_unary", method, request_serializer, response_deserializer)
+        return StreamUnary(self, made)
 
     def stream_stream(
         self,
@@ -167,4 +209,10 @@ class Channel(grpc.aio.Channel):
         _registered_method: bool | None = False,
     ) -> StreamStream:
         """Return the multicallable of a method with streams both ways."""
-        return StreamStream(self, Method(method, request_serializer, response_deserializer))
+        made = self._method("stream_stream", method, request_serializer, response_deserializer)
+        return StreamStream(self, made)
+
+    def _method(self, kind: str, path: str | bytes, serializer: Any, deserializer: Any) -> Method:
+        path = path.decode() if isinstance(path, bytes) else path
+        made = InterceptedMethod if kind in self._intercepted else Method
+        return made(path, serializer, deserializer)

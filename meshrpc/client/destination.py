@@ -12,14 +12,16 @@ import contextvars
 import logging
 import random
 from collections.abc import Collection, Coroutine
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import grpc
 import grpc.aio
 
 from meshrpc.balancer import Picker, create_balancer
 from meshrpc.balancer.peak_ewma import TwoChoicesPicker
+from meshrpc.client.call_options import NOTHING_SAID, CallOptions
 from meshrpc.client.endpoint import FAILING, READY, Dialing, Endpoint
+from meshrpc.client.local_error import local_error
 from meshrpc.clock import Clock
 from meshrpc.policy.model import EffectivePolicy
 from meshrpc.policy.table import PolicyTable
@@ -43,9 +45,21 @@ _HOPE = (READY, grpc.ChannelConnectivity.CONNECTING, grpc.ChannelConnectivity.ID
 _log = logging.getLogger("meshrpc.client")
 
 
-def local_error(code: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
-    """Return the error of a call that this client ended without sending it."""
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details, details)
+@runtime_checkable
+class _Explaining(Protocol):
+    """A watch that knows why its registry has not answered yet."""
+
+    def why_silent(self) -> str | None: ...
+
+
+class _Choice(NamedTuple):
+    """The ready endpoints that some calls may go to, and the picker over them."""
+
+    ready: tuple[Endpoint, ...]
+    picker: Picker[Endpoint] | None
+
+
+_NO_CHOICE = _Choice((), None)
 
 
 class Destination:
@@ -70,9 +84,11 @@ class Destination:
         self._dialing = dialing
         self._balancer = create_balancer(policy.balancer, rng)
         self._endpoints: dict[str, Endpoint] = {}
-        self._picker: Picker[Endpoint] | None = None
         self._ready: tuple[Endpoint, ...] = ()
+        self._choices: dict[str | None, _Choice] = {None: _NO_CHOICE}
+        """For all calls, and for each subset that was ever asked for."""
         self._known = False
+        self._is_stale = False
         self._skipped: str | None = None
         """Why the registry's newest answer has an instance that is not among the endpoints."""
         self._changed = asyncio.Event()
@@ -103,6 +119,7 @@ class Destination:
         self.closed = True
         if self._watch is not None:
             self._watch.close()
+            self._watch = None  # it knows this destination
         waiting = tuple(self._waiting)
         for task in waiting:
             task.cancel()
@@ -133,6 +150,7 @@ class Destination:
             self._balancer = create_balancer(policy.balancer, self.rng)
             for endpoint in self._endpoints.values():
                 endpoint.set_decay(policy.balancer.decay)
+        if policy.balancer != before.balancer or policy.subsets != before.subsets:
             self._rebuild()
 
     def state(self) -> grpc.ChannelConnectivity:
@@ -144,19 +162,25 @@ class Destination:
         """Return when the endpoints, or the state of one, have changed."""
         await self._changed.wait()
 
-    def pick(self, now: float) -> Endpoint | None:
+    def pick(self, now: float, options: CallOptions = NOTHING_SAID) -> Endpoint | None:
         """Return a ready endpoint at once; None when there is none just now."""
-        picker = self._picker
+        choice = self._choices.get(options.subset) or self._choose_among(options.subset)
+        picker = choice.picker
         if picker is None:
             return None
         for _ in range(_PICKS):
-            endpoint = picker.pick(now)
+            endpoint = picker.pick(now, options.hash_key)
             if endpoint.is_ready():
                 return endpoint
-        return next((endpoint for endpoint in self._ready if endpoint.is_ready()), None)
+        return next((endpoint for endpoint in choice.ready if endpoint.is_ready()), None)
 
     async def wait_for_endpoint(
-        self, deadline: float | None, *, wait_for_ready: bool, tried: Collection[Endpoint] = ()
+        self,
+        deadline: float | None,
+        *,
+        wait_for_ready: bool,
+        tried: Collection[Endpoint] = (),
+        options: CallOptions = NOTHING_SAID,
     ) -> Endpoint:
         """Return an endpoint for the next attempt, one not in `tried` where there is one.
 
@@ -169,15 +193,19 @@ class Destination:
         gives_up = self.clock.now() + ANSWER_WITHIN
         while True:
             now = self.clock.now()
-            endpoint = self._pick_untried(tried, now) or self.pick(now)
+            endpoint = self._pick_untried(tried, now, options) or self.pick(now, options)
             if endpoint is not None:
                 return endpoint
             if not wait_for_ready and not self._known and now >= gives_up:
-                raise local_error(grpc.StatusCode.UNAVAILABLE, self._why_none())
+                raise local_error(grpc.StatusCode.UNAVAILABLE, self._why_none(options.subset))
             if not wait_for_ready and self._known:
-                active = [e for e in self.endpoints if e.instance.state is State.ACTIVE]
+                active = [
+                    each
+                    for each in self.endpoints
+                    if each.instance.state is State.ACTIVE and self._is_in(options.subset, each)
+                ]
                 if not active:
-                    raise local_error(grpc.StatusCode.UNAVAILABLE, self._why_none())
+                    raise local_error(grpc.StatusCode.UNAVAILABLE, self._why_none(options.subset))
                 failing = [e for e in active if e.state is FAILING]
                 if len(failing) == len(active):
                     # An attempt on one of them ends at once and tells the real cause.
@@ -185,13 +213,18 @@ class Destination:
             is_asking = not self._known and not wait_for_ready
             await self._wait_for_change(deadline, gives_up if is_asking else None)
 
-    def _pick_untried(self, tried: Collection[Endpoint], now: float) -> Endpoint | None:
+    def _pick_untried(
+        self, tried: Collection[Endpoint], now: float, options: CallOptions
+    ) -> Endpoint | None:
         """Return the less loaded of two untried endpoints, whatever the balancer.
 
         The balancer itself is left alone: were retries to take turns of a round robin, every
         call after a failed one could begin at the same bad endpoint again.
         """
-        untried = [e for e in self._ready if e not in tried and e.is_ready()] if tried else ()
+        if not tried:
+            return None
+        ready = self._choose_among(options.subset).ready
+        untried = [each for each in ready if each not in tried and each.is_ready()]
         return TwoChoicesPicker(tuple(untried), self.rng).pick(now) if untried else None
 
     async def _wait_for_change(self, deadline: float | None, gives_up: float | None) -> None:
@@ -204,23 +237,56 @@ class Destination:
         except TimeoutError:
             if deadline is None or self.clock.now() < deadline:
                 return
-            what = "no instance became ready" if self._known else "the registry has not answered"
+            what = "no instance became ready" if self._known else self._why_silent()
             raise local_error(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 f"deadline passed while waiting for service {self.service!r}: {what}",
             ) from None
 
-    def _why_none(self) -> str:
+    def _choose_among(self, subset: str | None) -> _Choice:
+        """Return what calls to a subset, None for all, may choose among just now."""
+        choice = self._choices.get(subset)
+        if choice is None:
+            if subset not in self.table.policy.subsets:
+                return _NO_CHOICE
+            choice = self._choices[subset] = self._choice(subset)
+        return choice
+
+    def _choice(self, subset: str | None) -> _Choice:
+        ready = tuple(each for each in self._ready if self._is_in(subset, each))
+        return _Choice(ready, self._balancer.picker(ready) if ready else None)
+
+    def _is_in(self, subset: str | None, endpoint: Endpoint) -> bool:
+        if subset is None:
+            return True
+        labels = self.table.policy.subsets.get(subset)
+        return labels is not None and endpoint.instance.has_labels(labels)
+
+    def _why_none(self, subset: str | None) -> str:
         if not self._known:
             return (
-                f"nothing is known of service {self.service!r}: the registry has not answered "
-                f"within {ANSWER_WITHIN:.0f} s (the log says why)"
+                f"nothing is known of service {self.service!r}: {self._why_silent()} "
+                f"(waited {ANSWER_WITHIN:.0f} s; the log may say more)"
             )
+        if subset is not None:
+            return self._why_nobody_in(subset)
         if self._endpoints:
             return f"every instance of service {self.service!r} is draining"
         if self._skipped is not None:
             return f"no instance of service {self.service!r} can be used; {self._skipped}"
         return f"service {self.service!r} has no instances in the registry"
+
+    def _why_silent(self) -> str:
+        cause = self._watch.why_silent() if isinstance(self._watch, _Explaining) else None
+        return cause or "the registry has not answered"
+
+    def _why_nobody_in(self, subset: str) -> str:
+        labels = self.table.policy.subsets.get(subset)
+        if labels is None:
+            known = ", ".join(sorted(self.table.policy.subsets)) or "none"
+            return f"the policy of service {self.service!r} has no subset {subset!r}, only: {known}"
+        asked = ", ".join(f"{key}={value}" for key, value in labels.items())
+        return f"service {self.service!r} has no active instance in subset {subset!r} ({asked})"
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         self._known = True
@@ -230,7 +296,7 @@ class Destination:
             if instance.id in current:
                 continue  # a record that stands there twice must not open a second connection
             endpoint = self._endpoints.get(instance.id)
-            if endpoint is not None and endpoint.instance.address == instance.address:
+            if endpoint is not None and endpoint.holds(instance):
                 endpoint.instance = instance
                 current[instance.id] = endpoint
             elif (made := self._make_endpoint(instance)) is not None:
@@ -244,8 +310,8 @@ class Destination:
     def _make_endpoint(self, instance: Instance) -> Endpoint | None:
         decay = self.table.policy.balancer.decay
         try:
-            return Endpoint(instance, self._dialing, decay=decay, on_state=self._rebuild)
-        except (TypeError, ValueError) as error:
+            return Endpoint(instance, self._dialing, decay=decay, on_state=self._rebuild_soon)
+        except Exception as error:  # noqa: BLE001 - one bad record must not cost the others
             _log.warning("instance %s of %s skipped: %s", instance.id, self.service, error)
             self._skipped = f"instance {instance.id} was skipped: {error}"
             return None
@@ -255,13 +321,26 @@ class Destination:
         self._retiring[task] = endpoint
         task.add_done_callback(lambda _: self._retiring.pop(task))
 
+    def _rebuild_soon(self) -> None:
+        """Rebuild before the loop waits again, once for all states that changed by then."""
+        # One by one, a thousand connections coming up would mean a thousand pickers of a
+        # thousand, and each would wake every call that waits.
+        if not self._is_stale:
+            self._is_stale = True
+            self.loop.call_soon(self._rebuild)
+
     def _rebuild(self) -> None:
+        self._is_stale = False
         self._ready = tuple(
             endpoint
             for endpoint in self._endpoints.values()
             if endpoint.state is READY and endpoint.instance.state is State.ACTIVE
         )
-        self._picker = self._balancer.picker(self._ready) if self._ready else None
+        self._choices = {
+            subset: self._choice(subset)
+            for subset in self._choices
+            if subset is None or subset in self.table.policy.subsets
+        }
         self.wake()
 
     def wake(self) -> None:

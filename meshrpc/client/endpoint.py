@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import ipaddress
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ import grpc.aio
 from meshrpc import wire
 from meshrpc.balancer.peak_ewma import FAILURE_LATENCY, PeakEwma
 from meshrpc.client import options
+from meshrpc.client.method import Method
 from meshrpc.metadata import checked
 from meshrpc.registry.instance import Instance
 from meshrpc.resilience.outcome import Outcome
@@ -27,6 +29,11 @@ from meshrpc.settings import parse_address
 
 READY = grpc.ChannelConnectivity.READY
 FAILING = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+_LOOK_EVERY = 1.0
+"""Seconds between looks at a connection whose changes cannot be waited for."""
+
+_log = logging.getLogger("meshrpc.client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,9 @@ class Dialing:
     compression: grpc.Compression | None = None
     credentials: grpc.ChannelCredentials | None = None
     interceptors: tuple[grpc.aio.ClientInterceptor, ...] = ()
+    authority: str | None = None
+    """Whom the servers answer for, as `host:port`, and whose certificate they must show under
+    TLS; None, and it is the address of each."""
 
 
 def grpc_target(address: str) -> str:
@@ -57,11 +67,12 @@ class Endpoint:
         "_channel",
         "_idle",
         "_latency",
-        "_methods",
+        "_multicallables",
         "_on_state",
         "_under_way",
         "_watcher",
         "closing",
+        "grpc_metadata",
         "instance",
         "metadata",
         "state",
@@ -78,20 +89,23 @@ class Endpoint:
         self.instance = instance
         self.state = grpc.ChannelConnectivity.IDLE
         self.closing = False
-        # Only an instance that registered itself through meshrpc knows its id and can check
-        # that it is the one meant; such records carry its pid.
-        ours = instance.pid is not None
+        ours = _is_ours(instance)
         self.metadata: wire.Metadata = ((wire.CALLER, dialing.caller),)
         if ours:
             self.metadata += ((wire.TARGET, instance.id),)
         checked(self.metadata)
+        # For calls that add nothing: grpcio makes one of these for each call that brings a tuple,
+        # which is a third of what the mesh costs a client.
+        self.grpc_metadata = grpc.aio.Metadata(*self.metadata)
         self._latency = PeakEwma(decay)
         self._on_state = on_state
-        self._methods: dict[tuple[str, str], Callable[..., Any]] = {}
+        self._multicallables: dict[tuple[str, str], Callable[..., Any]] = {}
         self._under_way: set[Any] = set()
         self._idle: asyncio.Event | None = None
         self._channel = _dial(instance.address, dialing, options.MESH if ours else options.FOREIGN)
-        self._watcher = asyncio.create_task(self._follow_state(), context=contextvars.Context())
+        self._watcher: asyncio.Task[None] | None = asyncio.create_task(
+            self._follow_state(), context=contextvars.Context()
+        )
 
     def __repr__(self) -> str:
         return (
@@ -100,9 +114,25 @@ class Endpoint:
         )
 
     @property
+    def id(self) -> str:
+        """The instance's id."""
+        return self.instance.id
+
+    @property
+    def weight(self) -> int:
+        """The instance's weight."""
+        return self.instance.weight
+
+    @property
     def pending(self) -> int:
         """Attempts under way."""
         return self._latency.pending
+
+    def holds(self, instance: Instance) -> bool:
+        """Return whether this endpoint's connection is the one to make to `instance`."""
+        return instance.address == self.instance.address and (
+            _is_ours(instance) is _is_ours(self.instance)
+        )
 
     def is_ready(self) -> bool:
         """Return whether a call started now would go out at once."""
@@ -116,12 +146,14 @@ class Endpoint:
         """Change how long latency peaks are remembered."""
         self._latency.decay = decay
 
-    def method(self, kind: str, path: str) -> Callable[..., Any]:
-        """Return the multicallable of `kind` (`unary_unary`, ...) for raw bytes."""
-        key = (kind, path)
-        multicallable = self._methods.get(key)
+    def multicallable(self, kind: str, method: Method) -> Callable[..., Any]:
+        """Return grpcio's multicallable of `kind` (`unary_unary`, ...) on this channel."""
+        if method.intercepted:  # it has its stub's own way with messages
+            return method.multicallable(self._channel, kind)
+        key = (kind, method.path)
+        multicallable = self._multicallables.get(key)
         if multicallable is None:
-            multicallable = self._methods[key] = getattr(self._channel, kind)(path)
+            multicallable = self._multicallables[key] = method.multicallable(self._channel, kind)
         return multicallable
 
     def start(self, inner: Any) -> None:
@@ -146,7 +178,8 @@ class Endpoint:
 
     async def close(self, grace: float) -> None:
         """Give calls under way `grace` seconds to end, then close the channel."""
-        self._watcher.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
         if self.pending and grace > 0:
             self._idle = asyncio.Event()
             try:
@@ -159,21 +192,36 @@ class Endpoint:
         for inner in tuple(self._under_way):
             inner.cancel()
         await self._channel.close()
-        await asyncio.gather(self._watcher, return_exceptions=True)
+        if self._watcher is not None:
+            await asyncio.wait([self._watcher])
+            # Its traceback knows this endpoint: neither would go without the garbage collector.
+            self._watcher = None
 
     async def _follow_state(self) -> None:
         # Asking for the state with try_to_connect also wakes a channel that went idle, after a
         # GOAWAY or half an hour without calls: an endpoint is always connected or connecting.
         while True:
-            state = self._channel.get_state(try_to_connect=True)
-            if state is not self.state:
-                self.state = state
+            try:
+                self.state = self._channel.get_state(try_to_connect=True)
+                # Told also when it is the same again: somebody may have found the connection
+                # broken meanwhile, and wait to hear that it is back.
                 self._on_state()
-            await self._channel.wait_for_state_change(state)
+                await self._channel.wait_for_state_change(self.state)
+            except Exception:  # noqa: BLE001 - logged, whatever it is
+                # With nobody watching, an endpoint once broken would never be picked again.
+                _log.exception("watching the connection to %s failed", self.instance.id)
+                await asyncio.sleep(_LOOK_EVERY)
+
+
+def _is_ours(instance: Instance) -> bool:
+    # Only an instance that registered itself through meshrpc knows its id and can check that it
+    # is the one meant; such records carry its pid.
+    return instance.pid is not None
 
 
 def _dial(address: str, dialing: Dialing, supervision: options.ChannelOptions) -> grpc.aio.Channel:
-    channel_options = (*options.ALWAYS, *supervision, *dialing.options)
+    named = () if dialing.authority is None else (("grpc.default_authority", dialing.authority),)
+    channel_options = options.merge(dialing.options, supervision, (*options.ALWAYS, *named))
     interceptors: Sequence[grpc.aio.ClientInterceptor] = dialing.interceptors
     if dialing.credentials is None:
         return grpc.aio.insecure_channel(

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable
-from typing import Any, ClassVar
+import weakref
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, ClassVar, TypeAlias
 
 import grpc
 import grpc.aio
@@ -19,8 +21,11 @@ from opentelemetry.trace import Span
 
 from meshrpc import wire
 from meshrpc.client.attempt import CANCELLED_HERE, Attempt
-from meshrpc.client.destination import Destination, local_error
+from meshrpc.client.call_options import CallOptions
+from meshrpc.client.destination import Destination
 from meshrpc.client.endpoint import Endpoint
+from meshrpc.client.intercepted import adding
+from meshrpc.client.local_error import local_error
 from meshrpc.client.method import Method
 from meshrpc.clock import SystemClock
 from meshrpc.policy.table import MethodPolicy
@@ -43,6 +48,8 @@ class LogicalCall:
     _sampled = False
     _held = False
     """Whether the call lives on without anybody holding it, as grpcio's unary calls do."""
+    owner: Any = None
+    """The channel: it stays open as long as any call of it is held."""
     _channel: ClassVar[None] = None
     """Grpcio before 1.83, when it closes a channel, asks each call that any task is in for its
     channel, and stumbles over those that have none."""
@@ -56,9 +63,11 @@ class LogicalCall:
         *,
         deadline: float | None,
         metadata: wire.Metadata,
+        added: wire.Metadata,
         credentials: grpc.CallCredentials | None,
         wait_for_ready: bool | None,
         compression: grpc.Compression | None,
+        options: CallOptions,
     ) -> None:
         self._destination = destination
         self._method = method
@@ -66,11 +75,10 @@ class LogicalCall:
         self._span = span
         self._deadline = deadline
         self._metadata = metadata
-        self._options = {
-            "credentials": credentials,
-            "wait_for_ready": wait_for_ready,
-            "compression": compression,
-        }
+        self._added = added
+        self._said = options
+        self._wait_for_ready = wait_for_ready
+        self._options = {"credentials": credentials, "compression": compression}
         self._attempt: Attempt | None = None
         self._next: asyncio.Task[None] | None = None
         self._error: grpc.aio.AioRpcError | None = None
@@ -89,7 +97,7 @@ class LogicalCall:
         now = self._destination.clock.now()
         if self._is_too_late(now):
             return
-        endpoint = self._destination.pick(now)
+        endpoint = self._destination.pick(now, self._said)
         if endpoint is None:
             self._schedule(0.0)
             return
@@ -140,12 +148,7 @@ class LogicalCall:
         )
         if bounded:
             timeout = bound
-        inner = self._invoke(
-            endpoint,
-            timeout=timeout,
-            metadata=self._metadata + endpoint.metadata,
-            **self._options,
-        )
+        inner = self._launch(endpoint, timeout)
         self._tried.append(endpoint)
         self._attempt = attempt
         if self._held or self._callbacks:
@@ -154,6 +157,25 @@ class LogicalCall:
         if timeout is not None and not isinstance(self._destination.clock, SystemClock):
             expiry = self._destination.wait(attempt.expire_after(timeout), contextvars.Context())
             inner.add_done_callback(lambda _: expiry.cancel())
+
+    def _launch(self, endpoint: Endpoint, timeout: float | None) -> Any:
+        """Start grpc's call at an endpoint, with the metadata of all parties.
+
+        Grpc is not told of `wait_for_ready`: it would wait for the one endpoint it was given,
+        whoever else is ready. Interceptors are, and `intercepted` keeps it from going further.
+        """
+        if self._method.intercepted:
+            with adding(self._added + endpoint.metadata):
+                return self._invoke(
+                    endpoint,
+                    timeout=timeout,
+                    metadata=self._metadata,
+                    wait_for_ready=self._wait_for_ready,
+                    **self._options,
+                )
+        own = self._metadata + self._added
+        metadata = own + endpoint.metadata if own else endpoint.grpc_metadata
+        return self._invoke(endpoint, timeout=timeout, metadata=metadata, **self._options)
 
     def on_attempt_done(self, attempt: Attempt) -> None:
         """Start another attempt where one is due; otherwise the call is over."""
@@ -184,9 +206,12 @@ class LogicalCall:
         effective = grpc.StatusCode.UNAVAILABLE if code is _CANCELLED else code
         failure = read_failure(effective, attempt.details, attempt.trailers(), timed_out=timed_out)
         attempts = len(self._tried)
-        if not self._repeatable(attempt) or not may_retry(
-            retry, failure, attempts=attempts, idempotent=self._policy.idempotent
-        ):
+        if not self._repeatable(attempt):
+            return False
+        if failure.not_sent and self._wait_for_ready:
+            self._schedule(0.0)  # it goes on waiting for whoever is ready
+            return True
+        if not may_retry(retry, failure, attempts=attempts, idempotent=self._policy.idempotent):
             return False
         wait = backoff(retry.backoff, failure, retry=attempts, rng=destination.rng)
         if self._deadline is not None and now + wait >= self._deadline:
@@ -198,32 +223,36 @@ class LogicalCall:
         return True
 
     def _schedule(self, wait: float) -> None:
-        self._next = self._destination.wait(self._start_next(wait), self._context.copy())
-        self._next.add_done_callback(self._on_next_over)
-
-    async def _start_next(self, wait: float) -> None:
         destination = self._destination
+        find = partial(
+            destination.wait_for_endpoint,
+            self._deadline,
+            wait_for_ready=bool(self._wait_for_ready),
+            tried=self._tried,
+            options=self._said,
+        )
+        # Like an attempt, a wait does not hold a stream that its user may forget.
+        held = self._held or self._callbacks
+        who: _Reference = (lambda: self) if held else weakref.ref(self)
+        waiting = _go_on(who, partial(destination.clock.sleep, wait) if wait > 0 else None, find)
+        self._next = destination.wait(waiting, self._context.copy())
+        self._next.add_done_callback(partial(_on_wait_over, who))
+
+    def go_on(self, found: Endpoint | grpc.aio.AioRpcError) -> None:
+        """Start an attempt on the endpoint that was waited for, or fail for want of one."""
+        self._next = None
+        if isinstance(found, grpc.aio.AioRpcError):
+            self._fail(found)
+            return
+        now = self._destination.clock.now()
         try:
-            if wait > 0:
-                await destination.clock.sleep(wait)
-            endpoint = await destination.wait_for_endpoint(
-                self._deadline,
-                wait_for_ready=bool(self._options["wait_for_ready"]),
-                tried=self._tried,
-            )
-            self._next = None
-            now = destination.clock.now()
             if not self._is_too_late(now):
-                self._start_attempt(endpoint, now)
-        except grpc.aio.AioRpcError as error:
-            self._next = None
-            self._fail(error)
+                self._start_attempt(found, now)
         except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must learn it
-            self._next = None
             self._fail(local_error(grpc.StatusCode.INTERNAL, f"cannot start the call: {error}"))
 
-    def _on_next_over(self, task: asyncio.Task[None]) -> None:
-        # Cancelled by whoever ends the destination or the loop, perhaps before its first step.
+    def on_wait_over(self, task: asyncio.Task[None]) -> None:
+        """Fail if the wait was cancelled, by whoever ends the destination or the loop."""
         if self._next is task:
             self._next = None
             self._fail(_left())
@@ -232,6 +261,12 @@ class LogicalCall:
         """End the call with an error of this client's own."""
         self._error = error
         self._settle(error.code(), error.details())
+
+    def _break_off(self, error: grpc.aio.AioRpcError) -> None:
+        """End a call that is under way with an error of this client's own."""
+        if not self._done and self._attempt is not None:
+            self._fail(error)
+            self._attempt.inner.cancel()
 
     def _settle(self, code: grpc.StatusCode, details: str | None = None) -> None:
         self._done = True
@@ -250,8 +285,15 @@ class LogicalCall:
     # grpc.aio.RpcContext and grpc.aio.Call.
 
     def cancelled(self) -> bool:
-        """Return whether this side cancelled the call."""
-        return self._cancelled
+        """Return whether the call ended with CANCELLED, whichever side said so."""
+        status = self._status()
+        return status is not None and status.code() is _CANCELLED
+
+    def _status(self) -> grpc.aio.AioRpcError | None:
+        """Return how the call ended; None while it runs, or with nothing to say but OK."""
+        if not self._done or self._error is not None:
+            return self._error
+        return self._attempt.status if self._attempt is not None else None
 
     def done(self) -> bool:
         """Return whether the call is over, its last attempt included."""
@@ -272,20 +314,52 @@ class LogicalCall:
             task, self._next = self._next, None
             task.cancel()
             self._cancelled = True
-            self._fail(local_error(_CANCELLED, CANCELLED_HERE))
+            none = grpc.aio.Metadata()
+            self._fail(grpc.aio.AioRpcError(_CANCELLED, none, none, CANCELLED_HERE))
         elif self._attempt is not None:
             self._attempt.inner.cancel()
         return True
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         """Call `callback(call)` when the call is over; at once when it is."""
+        if not callable(callback):
+            raise TypeError("a done callback must be callable")
         if self._done:
             callback(self)
             return
         self._callbacks.append(callback)
+        if self._next is not None:
+            self._next.add_done_callback(lambda _: self)  # it is held by whoever waits for it
         if self._attempt is not None:
             self._attempt.keep(self)
 
     def peer(self) -> Instance | None:
         """Return the instance of the last attempt; None before the first."""
         return self._attempt.endpoint.instance if self._attempt is not None else None
+
+
+_Reference: TypeAlias = Callable[[], LogicalCall | None]
+
+
+async def _go_on(
+    who: _Reference,
+    pause: Callable[[], Awaitable[None]] | None,
+    find: Callable[[], Awaitable[Endpoint]],
+) -> None:
+    """Wait for an endpoint, and let the call go on if there still is one."""
+    found: Endpoint | grpc.aio.AioRpcError
+    try:
+        if pause is not None:
+            await pause()
+        found = await find()
+    except grpc.aio.AioRpcError as error:
+        found = error
+    call = who()
+    if call is not None:
+        call.go_on(found)
+
+
+def _on_wait_over(who: _Reference, task: asyncio.Task[None]) -> None:
+    call = who()
+    if call is not None:
+        call.on_wait_over(task)

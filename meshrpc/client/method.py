@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+import grpc.aio
 
-from meshrpc.client.destination import local_error
+from meshrpc.client.local_error import local_error
 
 
 class Method:
@@ -29,15 +30,23 @@ class Method:
         self._serializer = serializer
         self._deserializer = deserializer
 
-    def serialize(self, message: Any) -> bytes:
-        """Return the message as bytes; what the serialiser raises, this raises."""
+    intercepted = False
+    """Whether grpcio gets messages, for interceptors to see, and not bytes."""
+
+    def multicallable(self, channel: grpc.aio.Channel, kind: str) -> Callable[..., Any]:
+        """Return grpcio's multicallable of this method, for bytes."""
+        made: Callable[..., Any] = getattr(channel, kind)(self.path)
+        return made
+
+    def serialize(self, message: Any) -> Any:
+        """Return what grpcio gets; what the serialiser raises, this raises."""
         data = message if self._serializer is None else self._serializer(message)
-        if not isinstance(data, bytes):
+        if type(data) is not bytes:  # grpcio takes no subclass of it
             raise TypeError(f"{self.path} sends bytes, not {type(data).__name__}")
         return data
 
-    def deserialize(self, data: bytes) -> Any:
-        """Return the message in `data`.
+    def deserialize(self, data: Any) -> Any:
+        """Return the message that came.
 
         Raises:
             grpc.aio.AioRpcError: INTERNAL, as in grpc's other languages, when it is none.

@@ -18,13 +18,16 @@ from meshrpc.client.call import (
     UnaryStreamCall,
     UnaryUnaryCall,
 )
+from meshrpc.client.call_options import CALL_OPTIONS
 from meshrpc.client.destination import Destination
+from meshrpc.client.endpoint import Dialing
 from meshrpc.client.method import Method
 from meshrpc.client.waiting import AwaitableCall
-from meshrpc.interceptors.server_call import CURRENT
+from meshrpc.interceptors.server_call import CURRENT, ServerCall
 from meshrpc.metadata import checked
 from meshrpc.policy.table import MethodPolicy, PolicyTable
 from meshrpc.telemetry import tracing
+from meshrpc.wire import CRITICALITY, Criticality, Metadata
 
 _LONGEST = 86_400.0
 """A day: grpcio turns much longer timeouts into ones that have already passed."""
@@ -32,6 +35,8 @@ _LONGEST = 86_400.0
 
 class Caller(Protocol):
     """The channel, as its multicallables need it."""
+
+    dialing: Dialing
 
     def bound(self) -> Destination:
         """Return the destination that calls go to."""
@@ -63,35 +68,45 @@ class _MultiCallable:
         wait_for_ready: bool | None,
         compression: grpc.Compression | None,
     ) -> Any:
+        if credentials is not None and self._channel.dialing.credentials is None:
+            raise grpc.aio.UsageError("Call credentials are only valid on secure channels")
         destination = self._channel.bound()
         table = destination.table
         if table is not self._table:
             self._policy, self._table = table.method(self._method.path), table
         pairs = checked(metadata) if metadata else ()
-        deadline = self._deadline(timeout, destination.clock.now())
+        serving, options = CURRENT.get(), CALL_OPTIONS.get()
+        deadline = self._deadline(timeout, destination.clock.now(), serving)
+        added: Metadata = ()
+        criticality = options.criticality or (serving and serving.criticality)
+        if criticality and criticality is not Criticality.DEFAULT:
+            added = ((CRITICALITY, criticality.value),)
         # Nothing fails between here and the call, which ends the span.
         span = tracing.start_client_span(self._method.path, destination.service)
         call = self._call(
             request,
             destination,
             self._method,
-            self._policy,
+            self._policy if options.retry else self._policy.once,
             span,
             deadline=deadline,
-            metadata=(*pairs, *tracing.inject(span)),
+            metadata=pairs,
+            added=added + tracing.inject(span),
             credentials=credentials,
             wait_for_ready=wait_for_ready,
             compression=compression,
+            options=options,
         )
         self._channel.track(call)
         return call
 
-    def _deadline(self, timeout: float | None, now: float) -> float | None:
+    def _deadline(
+        self, timeout: float | None, now: float, serving: ServerCall | None
+    ) -> float | None:
         """The caller's timeout wins over the policy's; the handler's deadline caps both."""
         if timeout is None and self._unary:
             timeout = self._policy.timeout
         deadline = None if timeout is None else now + min(timeout, _LONGEST)
-        serving = CURRENT.get()
         if serving is not None and serving.deadline is not None:
             return serving.deadline if deadline is None else min(deadline, serving.deadline)
         return deadline

@@ -1,7 +1,7 @@
 """Safe default options of the channels to endpoints, with the reason for each.
 
 What the mesh sets differs from grpcio's defaults where those let a call hang or hide a dead
-peer. A channel's own `options=` come after these, so they win.
+peer. A channel's own `options=` win over it.
 """
 
 from __future__ import annotations
@@ -43,3 +43,18 @@ ALWAYS: ChannelOptions = (
     # An http_proxy in the environment is not meant for calls between services.
     ("grpc.enable_http_proxy", 0),
 )
+
+
+def merge(
+    given: ChannelOptions, supervision: ChannelOptions, always: ChannelOptions
+) -> ChannelOptions:
+    """Return the options of a channel that was `given` some of its own.
+
+    Supervision is one decision: where any of it is given, none of the mesh's is set, so that a
+    keepalive means what it means in grpcio.
+    """
+    names = {key for key, _ in given}
+    if any(key in names for key, _ in supervision):
+        supervision = ()
+    # Each name once: of two, C-core takes the first.
+    return (*given, *((key, value) for key, value in (*always, *supervision) if key not in names))

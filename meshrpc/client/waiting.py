@@ -20,8 +20,10 @@ from meshrpc.client.logical_call import LogicalCall
 
 T = TypeVar("T")
 
+_OK = grpc.StatusCode.OK
 
-def _cancellations() -> int:
+
+def cancellations() -> int:
     """Return how often the running task was asked to end, and has not said that it will not."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
@@ -82,7 +84,7 @@ class AwaitableCall(LogicalCall):
 
     async def _follow(self, step: Callable[[Any], Awaitable[T]]) -> T:
         """Take a step on the attempt that counts; once more when another one takes its place."""
-        before = _cancellations()
+        before = cancellations()
         while True:
             inner = None
             try:
@@ -108,16 +110,16 @@ class AwaitableCall(LogicalCall):
         while True:
             while self._next is not None:
                 await asyncio.wait((self._next,))
-            attempt = self._attempt
-            error = self._error or (attempt.error if attempt is not None and self._done else None)
-            if error is not None:
-                recalled: T = recall(error)
+            status = self._status()
+            if status is not None:
+                recalled: T = recall(status)
                 return recalled
+            attempt = self._attempt
             assert attempt is not None  # noqa: S101 - begun, and not failed
             answer = await ask(attempt.inner)
             if attempt.inner.done():
                 await attempt.over()
-            if attempt.error is None and not self._superseded(attempt.inner):
+            if attempt.status is None and not self._superseded(attempt.inner):
                 return answer
 
     async def _current(self) -> Any:
@@ -131,6 +133,24 @@ class AwaitableCall(LogicalCall):
         assert self._attempt is not None  # noqa: S101 - begun, and not failed
         return self._attempt.inner
 
+    def _attempt_failed(self, error: Exception) -> None:
+        """End an attempt in which grpcio, or an interceptor, failed without ending it."""
+        if self._attempt is not None:
+            self._attempt.break_off(error)
+
+    def _is_fine(self) -> bool:
+        """Return whether the call ended with OK, whatever grpcio said after that."""
+        return self._done and self._attempt is not None and self._attempt.code is _OK
+
+    def _raise_for_status(self) -> None:
+        """Raise what a call that is over ended with, unless that is OK."""
+        self._raise_cause()
+        if self._cancelled:
+            raise asyncio.CancelledError
+        status = self._status()
+        if status is not None and status.code() is not _OK:
+            raise copy(status)
+
     def _superseded(self, inner: Any) -> bool:
         """Return whether an error of `inner` is not the call's last word."""
         if self._next is not None or self._attempt is None or self._attempt.inner is not inner:
@@ -143,7 +163,7 @@ class AwaitableCall(LogicalCall):
         So it is when an endpoint was closed under the call. Otherwise the user cancelled the
         call, or the task that waits for it, which then has more than `before` cancellations.
         """
-        by_task = _cancellations() > before
+        by_task = cancellations() > before
         if inner is not None and not (self._cancel_asked or by_task) and self._superseded(inner):
             return True
         if by_task:

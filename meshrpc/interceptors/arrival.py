@@ -30,14 +30,14 @@ class TargetInterceptor(ServerInterceptor):
 
     def __init__(self, instance_id: str) -> None:
         super().__init__()
-        self._instance_id = instance_id
+        self.instance_id = instance_id
 
     def begin(self, call: ServerCall) -> None:
         """Refuse a call that names another instance."""
         for key, value in call.metadata:
-            if key == TARGET and value != self._instance_id:
+            if key == TARGET and value != self.instance_id:
                 raise Refused(
                     grpc.StatusCode.UNAVAILABLE,
-                    f"this is {self._instance_id}, not {value!s}",
+                    f"this is {self.instance_id}, not {value!s}",
                     _NOT_EXECUTED,
                 )

@@ -37,6 +37,11 @@ class RateLimitInterceptor(ServerInterceptor):
         """What became of calls so far, by the name of each limit."""
         return self._limiter.counts
 
+    def restart(self, clock: Clock) -> None:
+        """Forget limits and counts, and count by `clock` from now on."""
+        self._clock = clock
+        self._limiter = RateLimiter(())
+
     def configure(self, limits: tuple[RateLimit, ...]) -> None:
         """Replace the limits; those that keep name and key keep what they have counted."""
         self._limiter.configure(tuple(limits), self._clock.now())

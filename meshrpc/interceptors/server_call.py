@@ -9,18 +9,29 @@ generator of a cancelled stream fails, since that one is closed from another con
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
 from opentelemetry.trace import Span
 
 from meshrpc.clock import SYSTEM_CLOCK, Clock
-from meshrpc.wire import CALLER, UNKNOWN_CALLER, Metadata
+from meshrpc.wire import CALLER, CRITICALITY, UNKNOWN_CALLER, Criticality, Metadata
 
 
 class ServerCall:
     """One call that this process serves."""
 
-    __slots__ = ("_clock", "caller", "deadline", "draining", "metadata", "method", "span")
+    __slots__ = (
+        "_clock",
+        "caller",
+        "criticality",
+        "deadline",
+        "draining",
+        "metadata",
+        "method",
+        "span",
+    )
 
     def __init__(
         self,
@@ -38,10 +49,13 @@ class ServerCall:
         """The request's metadata, as received."""
         self.caller = UNKNOWN_CALLER
         """The calling service by its own word, or `unknown`."""
+        self.criticality = Criticality.DEFAULT
+        """How much the call matters, by its caller's word."""
         for key, value in metadata:
             if key == CALLER and value:
                 self.caller = value if isinstance(value, str) else value.decode("utf-8", "replace")
-                break
+            elif key == CRITICALITY:
+                self.criticality = _CRITICALITIES.get(value, Criticality.DEFAULT)
         self.deadline = None if timeout is None else clock.now() + timeout
         """When the caller stops waiting, in monotonic seconds; None: never."""
         self.draining = asyncio.Event() if draining is None else draining
@@ -62,6 +76,8 @@ class ServerCall:
         return max(0.0, self.deadline - self._clock.now())
 
 
+_CRITICALITIES: dict[str | bytes, Criticality] = {each.value: each for each in Criticality}
+
 CURRENT: ContextVar[ServerCall | None] = ContextVar("meshrpc_server_call", default=None)
 """The call being served in this context; None outside handlers."""
 
@@ -69,3 +85,22 @@ CURRENT: ContextVar[ServerCall | None] = ContextVar("meshrpc_server_call", defau
 def current_call() -> ServerCall | None:
     """Return the call that the running handler serves; None outside handlers."""
     return CURRENT.get()
+
+
+@contextmanager
+def detached() -> Iterator[None]:
+    """Leave the scope of the call being served: for work that goes on when it has been answered.
+
+        with meshrpc.detached():
+            task = asyncio.create_task(notify(order))
+
+    Calls made inside, and by tasks started there, have neither the handler's deadline nor its
+    criticality, and `current_call()` is None. A trace goes on: who started the work stays known.
+    """
+    token = CURRENT.set(None)
+    try:
+        yield
+    finally:
+        # The generator of a cancelled stream is closed from another context, which has no token.
+        with suppress(ValueError):
+            CURRENT.reset(token)

@@ -83,6 +83,7 @@ _balancer: Reader[Balancer] = one_of(
         "random": record(lambda: Balancer(BalancerKind.RANDOM), {}),
         "round_robin": record(lambda: Balancer(BalancerKind.ROUND_ROBIN), {}),
         "peak_ewma": record(Balancer, {"decay": duration}),
+        "ring_hash": record(lambda: Balancer(BalancerKind.RING_HASH), {}),
     },
     planned=frozenset(BalancerKind),
 )
@@ -139,6 +140,7 @@ CARRIED_OUT: Mapping[str, Reader[Any]] = {
     "retry_budget": record(
         RetryBudget, {"ratio": percentage, "min_per_second": number(0, 1_000_000)}
     ),
+    "subsets": mapping_of(_name, mapping_of(_label, _label)),
     "rate_limits": list_of(_rate_limit, distinct=lambda limit: limit["name"]),
 }
 
@@ -256,7 +258,6 @@ ACCEPTED: Mapping[str, Reader[Any]] = {
         ),
         _ejection_grows,
     ),
-    "subsets": mapping_of(_name, mapping_of(_label, _label)),
     "routes": _routes,
     "stream": _stream,
     "concurrency": one_of({"adaptive": _plain({})}),

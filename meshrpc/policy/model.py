@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import TypeAlias
 
 import grpc
 
@@ -93,6 +94,10 @@ class RateLimit:
     max_keys: int = 10_000
 
 
+Subsets: TypeAlias = Mapping[str, Mapping[str, str]]
+"""By the name of each subset, the labels that an instance of it has."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """One document, validated. None: the document does not say."""
@@ -102,6 +107,7 @@ class Policy:
     balancer: Balancer | None = None
     retry: Retry | None = None
     retry_budget: RetryBudget | None = None
+    subsets: Subsets | None = field(default=None, hash=False)
     rate_limits: tuple[RateLimit, ...] | None = None
 
 
@@ -115,6 +121,7 @@ class EffectivePolicy:
     balancer: Balancer = field(default_factory=Balancer)
     retry: Retry = field(default_factory=Retry)
     retry_budget: RetryBudget = field(default_factory=RetryBudget)
+    subsets: Subsets = field(default_factory=dict, hash=False)
     rate_limits: tuple[RateLimit, ...] = ()
 
 

@@ -6,7 +6,7 @@ method alone already decided: its timeout, and whether it may be repeated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from google.protobuf import descriptor_pb2, descriptor_pool
 
@@ -20,6 +20,9 @@ _REPEATABLE = frozenset(
 )
 
 
+_NO_RETRY = Retry(attempts=1)
+
+
 @dataclass(frozen=True, slots=True)
 class MethodPolicy:
     """What holds for calls of one method."""
@@ -29,6 +32,11 @@ class MethodPolicy:
     retry: Retry
     idempotent: bool
     """Executing it twice is as good as once: its proto or the policy says so."""
+
+    @property
+    def once(self) -> MethodPolicy:
+        """The same for a call that is to be sent once and not again."""
+        return replace(self, retry=_NO_RETRY)
 
 
 def is_idempotent(method: str) -> bool:

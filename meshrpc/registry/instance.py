@@ -57,6 +57,11 @@ class Instance:
     health: Health = Health.UNKNOWN
     state: State = State.ACTIVE
 
+    def has_labels(self, labels: Mapping[str, str]) -> bool:
+        """Return whether it has all these labels; `version` and `zone` are labels too."""
+        own = {**self.labels, "version": self.version, "zone": self.zone}
+        return all(own.get(key) == value for key, value in labels.items())
+
     def to_json(self) -> dict[str, Any]:
         """Return the record as every `-o json` and the HTTP interface show it."""
         return {

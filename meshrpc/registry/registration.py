@@ -48,6 +48,8 @@ class Registration:
         """`replaces`: the id of an instance that died without leaving; this one takes its place."""
         self.registered = False
         """Whether the registry last said that it holds this instance."""
+        self.refusal: ReadOnlyRegistry | StaleIncarnation | None = None
+        """Why the registry will never hold it, if so."""
         self._registry = registry
         self._instance = instance
         self._predecessor = replaces and replace(instance, id=replaces)
@@ -116,11 +118,13 @@ class Registration:
                 async with self._clock.timeout(ASK_WITHIN):
                     await self._ask()
             except ReadOnlyRegistry as error:
+                self.refusal = error
                 log.warning("%s is not registered: %s", self._instance.id, error)
                 self._may_be_known = False
                 return
             except StaleIncarnation as error:
                 # Another process has taken over this id: coming back would fight it.
+                self.refusal = error
                 log.error("%s leaves the registry: %s", self._instance.id, error)  # noqa: TRY400
                 self._may_be_known = self.registered = False
                 return

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import ClassVar, NoReturn, Self
+from typing import Self
 
-from meshrpc.errors import ReadOnlyRegistry, SettingsError
+from meshrpc.errors import SettingsError
 from meshrpc.registry.instance import Instance
+from meshrpc.registry.read_only import ReadOnly
 from meshrpc.registry.registry import Snapshot, Watch
-from meshrpc.settings import parse_address
+from meshrpc.settings import dialable
 
 SCHEME = "static:"
 EXAMPLE = "static:payment=127.0.0.1:5001,127.0.0.1:5002;order=127.0.0.1:6001"
 
 
-class StaticRegistry:
+class StaticRegistry(ReadOnly):
     """The instances it was given, for ever.
 
     `services` is a `static:` URL or a mapping of service names to addresses (`host:port`).
@@ -28,7 +29,7 @@ class StaticRegistry:
         SettingsError: `services` names no service, or an address cannot be one.
     """
 
-    acknowledges: ClassVar[bool] = False
+    because = "a static: registry is a fixed list and registers nobody"
 
     def __init__(
         self, services: str | Mapping[str, Iterable[str]], namespace: str = "default"
@@ -55,22 +56,6 @@ class StaticRegistry:
     ) -> None:
         pass
 
-    async def register(self, instance: Instance) -> NoReturn:
-        """Raise `ReadOnlyRegistry`."""
-        _refuse(instance)
-
-    async def renew(self, instance: Instance) -> NoReturn:
-        """Raise `ReadOnlyRegistry`."""
-        _refuse(instance)
-
-    async def drain(self, instance: Instance) -> NoReturn:
-        """Raise `ReadOnlyRegistry`."""
-        _refuse(instance)
-
-    async def deregister(self, instance: Instance) -> NoReturn:
-        """Raise `ReadOnlyRegistry`."""
-        _refuse(instance)
-
     async def services(self) -> tuple[str, ...]:
         """Return the names of all services, sorted."""
         return tuple(sorted(self._snapshots))
@@ -93,13 +78,6 @@ class _StaticWatch:
         pass
 
 
-def _refuse(instance: Instance) -> NoReturn:
-    raise ReadOnlyRegistry(
-        f"cannot change {instance.id!r} of {instance.service!r}: "
-        "a static: registry is a fixed list and registers nobody"
-    )
-
-
 def _parse(url: str) -> dict[str, list[str]]:
     services: dict[str, list[str]] = {}
     for part in url.removeprefix(SCHEME).split(";"):
@@ -116,12 +94,9 @@ def _snapshot(service: str, addresses: Iterable[str], namespace: str) -> Snapsho
     instances: dict[str, Instance] = {}
     for text in addresses:
         try:
-            host, port = parse_address(text)
+            address = dialable(text)
         except ValueError as error:
             raise SettingsError(f"static registry: {service}={text!r}: {error}") from error
-        if port == 0:
-            raise SettingsError(f"static registry: {service}={text!r}: the port is 1 to 65535")
-        address = f"{host}:{port}"
         instances[address] = Instance(
             id=address, service=service, address=address, namespace=namespace
         )

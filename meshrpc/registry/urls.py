@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
+from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.errors import SettingsError
+from meshrpc.registry import dns, static
 from meshrpc.registry.memory import MemoryRegistry
 from meshrpc.registry.registry import Registry
 from meshrpc.registry.static import EXAMPLE, StaticRegistry
+
+OUTSIDE = "dns://HOST:PORT or static:HOST:PORT,..."
+"""The targets of channels to servers outside the mesh."""
 
 SCHEMES = ("mesh:", "consul://HOST:PORT", EXAMPLE, "memory:")
 
@@ -32,6 +38,29 @@ def create_registry(url: str, namespace: str, *, embedded: Callable[[], Registry
             raise SettingsError(
                 f"registry {url!r}: no such registry; expected one of {', '.join(SCHEMES)}"
             )
+
+
+def is_outside(target: str) -> bool:
+    """Return whether a channel's target is a URL, for servers outside the mesh."""
+    return target.startswith((dns.SCHEME, static.SCHEME))
+
+
+def outside(
+    target: str,
+    namespace: str,
+    *,
+    clock: Clock = SYSTEM_CLOCK,
+    rng: random.Random | None = None,
+) -> dns.DnsRegistry | StaticRegistry:
+    """Return the registry of the one service that a channel's URL target names, as itself.
+
+    Raises:
+        SettingsError: the URL cannot be used.
+    """
+    if target.startswith(dns.SCHEME):
+        return dns.DnsRegistry(target, namespace, clock=clock, rng=rng)
+    addresses = target.removeprefix(static.SCHEME).split(",")
+    return StaticRegistry({target: addresses}, namespace)
 
 
 def _consul(url: str, namespace: str) -> Registry:

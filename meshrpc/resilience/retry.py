@@ -32,6 +32,8 @@ class Failure:
     code: grpc.StatusCode
     not_executed: bool = False
     """No handler has seen it."""
+    not_sent: bool = False
+    """It has not even left this process: there was no connection."""
     timed_out: bool = False
     """It ended by `per_attempt_timeout`, with time left for the call."""
     pushback: float | None = None
@@ -43,15 +45,21 @@ def read_failure(
 ) -> Failure:
     """Read a failed attempt's status."""
     pushback = None
-    not_executed = code is grpc.StatusCode.UNAVAILABLE and (
-        details.startswith(_CONNECT_FAILED) or _STREAM_REFUSED in details
-    )
+    unavailable = code is grpc.StatusCode.UNAVAILABLE
+    not_sent = unavailable and details.startswith(_CONNECT_FAILED)
+    not_executed = not_sent or (unavailable and _STREAM_REFUSED in details)
     for key, value in trailers:
         if key == wire.NOT_EXECUTED:
             not_executed = True
         elif key == wire.RETRY_PUSHBACK:
             pushback = _read_pushback(value)
-    return Failure(code, not_executed=not_executed, timed_out=timed_out, pushback=pushback)
+    return Failure(
+        code,
+        not_executed=not_executed,
+        not_sent=not_sent,
+        timed_out=timed_out,
+        pushback=pushback,
+    )
 
 
 def _read_pushback(value: str | bytes) -> float:

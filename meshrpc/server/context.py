@@ -58,7 +58,11 @@ class CallContext(grpc.aio.ServicerContext[Any, Any]):
     def encode(self, message: Any) -> bytes:
         """Return the bytes of a response."""
         try:
-            encoded = message if self.encoder is None else self.encoder(message)
+            if self.encoder is not None:
+                encoded = self.encoder(message)
+            else:
+                # As in grpcio, a handler without a serialiser may answer with text.
+                encoded = message.encode() if isinstance(message, str) else message
         except Exception as error:
             raise EncodingError("response cannot be encoded") from error
         if not isinstance(encoded, bytes):
@@ -96,7 +100,7 @@ class CallContext(grpc.aio.ServicerContext[Any, Any]):
         if code in _OK:
             raise ValueError("abort ends a call with an error: OK is none")
         if self.aborted is not None:
-            raise grpc.aio.UsageError("abort was called before")
+            raise grpc.aio.UsageError("Abort already called!")
         try:
             await self._raw.abort(code, _sendable(str(details)), trailers)
         except grpc.aio.AbortError as error:

@@ -44,6 +44,14 @@ def served(handler: Handler) -> Serve:
     return serve
 
 
+async def _nobody(_requests: Any, context: Any) -> None:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+
+
+NOBODY: Handler = grpc.stream_stream_rpc_method_handler(_nobody)
+"""Stands for the handler of a method that has none: interceptors may still answer it."""
+
+
 def intercepted(
     method: str,
     handler: Handler,
@@ -52,10 +60,11 @@ def intercepted(
 ) -> Serve:
     """Serve through grpcio's own interceptors, which choose the handler for each call."""
     latest: tuple[Handler, Serve] = (handler, served(handler))
+    innermost = None if handler is NOBODY else handler
 
     async def choose(index: int, details: grpc.HandlerCallDetails) -> Handler | None:
         if index == len(interceptors):
-            return handler
+            return innermost
 
         async def continuation(details: grpc.HandlerCallDetails) -> Handler | None:
             return await choose(index + 1, details)

@@ -23,7 +23,7 @@ from meshrpc.interceptors.method_handler import Handler, is_infrastructure, with
 from meshrpc.interceptors.server_call import CURRENT
 from meshrpc.interceptors.sync_handler import SyncHandlers
 from meshrpc.server.context import CallContext, DecodingError, EncodingError
-from meshrpc.server.execution import intercepted, served
+from meshrpc.server.execution import NOBODY, intercepted, served
 from meshrpc.wire import DRAIN, Metadata, split_method
 
 _LOG = logging.getLogger("meshrpc.server")
@@ -80,6 +80,7 @@ class HandlerTable(grpc.GenericRpcHandler):
         self._dynamic: list[grpc.GenericRpcHandler] = []
         self._wrap: Callable[[str, Handler], Handler] | None = None
         self._wrapped: dict[str, Handler] = {}
+        self._answers_unknown = False
         self._asked: dict[str, tuple[Handler, Handler]] = {}
 
     def __repr__(self) -> str:
@@ -151,28 +152,46 @@ class HandlerTable(grpc.GenericRpcHandler):
             return compose(method, guarded, concerns, draining=draining, clock=clock)
 
         self._wrap = wrap
+        self._answers_unknown = bool(inner)  # grpcio runs them for methods nobody serves, too
         self._wrapped = {method: wrap(method, handler) for method, handler in self.methods.items()}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """Return the wrapped handler of a method; how grpcio asks."""
         method = handler_call_details.method
-        return self._wrapped.get(method) or self._ask(method, handler_call_details)
+        found = self._wrapped.get(method) or self._ask(method, handler_call_details)
+        if found is None and self._answers_unknown:
+            assert self._wrap is not None  # noqa: S101 - grpcio asks after start
+            return self._wrap(method, NOBODY)
+        return found
 
     def _ask(self, method: str, details: grpc.HandlerCallDetails) -> Handler | None:
+        assert self._wrap is not None  # noqa: S101 - grpcio asks after start
         for generic in self._dynamic:
-            handler = generic.service(details)
-            if handler is None:
-                continue
-            known = self._asked.get(method)
-            if known is not None and known[0] is handler:
-                return known[1]
-            assert self._wrap is not None  # noqa: S101 - grpcio asks after start
-            wrapped = self._wrap(method, self._sync_handlers.adapt(method, handler))
+            try:
+                handler = generic.service(details)
+                if handler is None:
+                    continue
+                known = self._asked.get(method)
+                if known is not None and known[0] is handler:
+                    return known[1]
+                adapted = self._sync_handlers.adapt(method, handler)
+            except Exception as error:  # noqa: BLE001 - grpcio would tell the caller all of it
+                return self._wrap(method, _failing(error))
+            wrapped = self._wrap(method, adapted)
             if len(self._asked) >= _MOST_DYNAMIC_METHODS:
                 self._asked.clear()
             self._asked[method] = (handler, wrapped)
             return wrapped
         return None
+
+
+def _failing(error: Exception) -> Handler:
+    """Return a handler that raises `error` where the guard answers and logs it."""
+
+    async def fail(_requests: Any, _context: Any) -> None:
+        raise error
+
+    return grpc.stream_stream_rpc_method_handler(fail)
 
 
 class _Guard:

@@ -50,6 +50,7 @@ class Service:
 
     Raises:
         SettingsError: a setting cannot be used.
+        ValueError: one of `interceptors` is none.
     """
 
     def __init__(
@@ -68,12 +69,16 @@ class Service:
         deregistered as soon as this one is registered. Supervised workers have it set."""
         self.mesh = Mesh(name, **settings)
         """This process's membership; `mesh.channel` makes channels to other services."""
+        for each in interceptors:
+            if not isinstance(each, grpc.aio.ServerInterceptor):
+                raise ValueError(f"{each!r} is no grpc.aio.ServerInterceptor")  # noqa: TRY004 - grpcio's
         self._options = tuple(options)
         self._limits = RateLimitInterceptor(clock=self.mesh.clock)
+        self._target = TargetInterceptor(self.mesh.id)
         own = [each for each in interceptors if isinstance(each, ServerInterceptor)]
         if not any(isinstance(each, TracingInterceptor) for each in own):
             own.append(TracingInterceptor())
-        own += [self._limits, DeadlineInterceptor(), TargetInterceptor(self.mesh.id)]
+        own += [self._limits, DeadlineInterceptor(), self._target]
         self._concerns = in_order(own)
         self._inner = tuple(each for each in interceptors if each not in own)
         self._sync_handlers = SyncHandlers()
@@ -129,6 +134,9 @@ class Service:
     async def _enter(self, told: asyncio.Event, hurry: asyncio.Event) -> Serving:
         self._must_not_serve("it cannot be entered twice")
         self._incarnation += 1
+        # Tests give the membership another clock and id while it is not entered.
+        self._limits.restart(self.mesh.clock)
+        self._target.instance_id = self.mesh.id
         serving = Serving(
             Offer(
                 name=self.name,

@@ -84,6 +84,16 @@ class Serving:
         state = "draining" if self._draining.is_set() else "serving"
         return f"{state} on {self.address} calls={len(self._active)}"
 
+    @property
+    def active_calls(self) -> int:
+        """Calls being handled, those of health checks and reflection too."""
+        return len(self._active) + len(self._infrastructure)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether leaving waits for nothing but grpc: no call runs, and none will come."""
+        return self._infrastructure.is_cut and not self._active
+
     async def start(self) -> None:
         """Join the mesh, listen, answer, and only then become known."""
         mesh = self._mesh

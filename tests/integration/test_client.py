@@ -10,8 +10,10 @@ import pytest
 
 import meshrpc
 from meshrpc import wire
+from meshrpc.client.endpoint import READY
 from meshrpc.interceptors.server_call import CURRENT, ServerCall
 from meshrpc.policy.model import Retry
+from meshrpc.registry.instance import Instance
 from meshrpc.registry.memory import MemoryRegistry
 from meshrpc.registry.registry import Snapshot
 from tests.echo import (
@@ -514,6 +516,35 @@ async def test_a_static_target_needs_no_registry(mesh):
         assert wire.TARGET not in a.seen[0]
 
 
+async def test_a_dns_target_is_every_address_of_the_name(mesh):
+    """By that name as the authority, and without `mesh-target`; closing leaves no task."""
+    before = asyncio.all_tasks()
+    async with EchoServer("far") as server:
+        target = f"dns://localhost:{server.port}"
+        async with mesh.channel(target) as channel:
+            assert await channel.unary_unary(PLAIN)(b"hi", wait_for_ready=True) == b"hi@far"
+            assert channel.bound()._dialing.authority == f"localhost:{server.port}"
+        assert "mesh-target" not in server.seen[0]
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_call_that_waits_for_whoever_is_ready_is_not_bound_to_one(mesh, registry):
+    """Its instance's connection breaks just as it is picked: it goes to the one that is ready."""
+    async with EchoServer("gone") as gone, EchoServer("there") as there:
+        await registry.register(gone.instance)
+        channel = mesh.channel("echo")
+        await ready(channel, 1)
+        (endpoint,) = channel.bound().endpoints
+        await gone.server.stop(None)
+        while endpoint.is_ready():
+            await asyncio.wait_for(channel.wait_for_state_change(READY), 5)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(type(endpoint), "is_ready", lambda self: True)
+            call = channel.unary_unary(PLAIN)(b"hi", wait_for_ready=True, timeout=10)
+        await registry.register(there.instance)
+        assert await call == b"hi@there"
+
+
 async def test_thousands_of_calls_leave_nothing_behind(mesh, registry):
     """No task, no pending attempt, no call object survives."""
     async with EchoServer("one") as one:
@@ -624,12 +655,10 @@ async def test_wait_for_ready_outlasts_instances_that_refuse_connections(mesh, r
 
 
 async def test_an_instance_that_cannot_be_dialled_says_why(mesh, registry):
-    """Its record is fine; the channel's options are not."""
-    async with EchoServer("one") as one:
-        await registry.register(one.instance)
-        channel = mesh.channel("echo", options=[["grpc.keepalive_time_ms", object()]])
-        with pytest.raises(grpc.aio.AioRpcError, match=r"instance one was skipped: .*object"):
-            await channel.unary_unary(PLAIN)(b"")
+    """Whoever wrote its record did not say where it is."""
+    await registry.register(Instance(id="one", service="echo", address="nowhere"))
+    with pytest.raises(grpc.aio.AioRpcError, match=r"instance one was skipped: .*host:port"):
+        await mesh.channel("echo").unary_unary(PLAIN)(b"")
 
 
 async def test_a_handlers_remaining_time_bounds_the_calls_it_makes(mesh, registry):
@@ -700,8 +729,47 @@ def test_a_name_that_is_none_is_refused_at_once(name):
         meshrpc.Mesh("shell", control="none", registry="memory:").channel(name)
 
 
-@pytest.mark.parametrize("target", ["static:", "static:foo", "dns://host:1"])
+@pytest.mark.parametrize("target", ["static:", "static:foo", "dns://host", "dns:host:0"])
 def test_a_target_that_cannot_be_dialled_is_refused_at_once(target):
     """Not at the first call."""
     with pytest.raises(meshrpc.SettingsError):
         meshrpc.Mesh("shell", control="none", registry="memory:").channel(target)
+
+
+async def test_a_channel_that_is_dropped_lets_go_of_its_connections(mesh, registry):
+    """As grpcio's does, without the garbage collector; but not while a call or a stub is held."""
+    async with EchoServer("one") as one:
+        await registry.register(one.instance)
+        say = mesh.channel("echo").unary_unary(PLAIN)
+        assert await say(b"") == b"@one"
+        stream = mesh.channel("echo").stream_stream("/t.T/Mirror")()
+        await stream.write(b"still here")
+        assert await stream.read() == b"still here"
+        (destination,) = mesh._session.destinations
+        del say
+        await stream.write(b"and still")
+        assert await stream.read() == b"and still"
+        await stream.done_writing()
+        assert await stream.read() is grpc.aio.EOF
+        del stream
+        await asyncio.sleep(0)  # the loop is told of it
+        await asyncio.gather(*mesh._session._releasing)
+        assert destination.closed
+        assert mesh._session.destinations == ()
+
+
+def test_a_channel_that_is_dropped_after_its_loop_harms_nobody():
+    """Nothing is left to close."""
+
+    async def main():
+        async with EchoServer("one") as one, MemoryRegistry() as registry:
+            await registry.register(one.instance)
+            mesh = meshrpc.Mesh("shell", registry=registry, control="none")
+            async with mesh:
+                channel = mesh.channel("echo")
+                assert await channel.unary_unary(PLAIN)(b"") == b"@one"
+                held.append(channel)
+
+    held = []
+    asyncio.run(main())
+    held.clear()

@@ -6,17 +6,24 @@ import pytest
 
 from meshrpc.balancer import create_balancer
 from meshrpc.balancer.peak_ewma import PeakEwma, PeakEwmaBalancer
+from meshrpc.balancer.ring_hash import RingHashBalancer
 from meshrpc.balancer.round_robin import RoundRobinBalancer
 from meshrpc.policy.model import Balancer, BalancerKind
 
-CARRIED_OUT = (BalancerKind.ROUND_ROBIN, BalancerKind.RANDOM, BalancerKind.PEAK_EWMA)
+CARRIED_OUT = (
+    BalancerKind.ROUND_ROBIN,
+    BalancerKind.RANDOM,
+    BalancerKind.PEAK_EWMA,
+    BalancerKind.RING_HASH,
+)
 
 
 class Endpoint:
     """An endpoint whose latency the test sets."""
 
-    def __init__(self, name: str, latency: float = 0.001) -> None:
-        self.name = name
+    def __init__(self, name: str, latency: float = 0.001, weight: int = 1) -> None:
+        self.name = self.id = name
+        self.weight = weight
         self.ewma = PeakEwma(decay=10.0)
         if latency:
             self.ewma.observe(latency, 0.0)
@@ -167,3 +174,40 @@ def test_a_balancer_this_release_lacks_is_an_error():
     """No other balancer is silently used in its place."""
     with pytest.raises(ValueError, match="maglev"):
         create_balancer(Balancer(BalancerKind.MAGLEV), random.Random(1))
+
+
+def owners(endpoints, keys=3000):
+    """Who gets each of so many keys."""
+    picker = RingHashBalancer(random.Random(1)).picker(endpoints)
+    return {f"key-{i}": picker.pick(0.0, f"key-{i}").name for i in range(keys)}
+
+
+def test_a_key_belongs_to_one_endpoint_for_every_caller():
+    """Whatever the order of endpoints and the source of randomness."""
+    endpoints = [Endpoint(f"e{i}") for i in range(5)]
+    other = RingHashBalancer(random.Random(2)).picker(endpoints[::-1])
+    assert all(other.pick(0.0, key).name == owner for key, owner in owners(endpoints).items())
+
+
+def test_an_endpoint_that_leaves_moves_its_own_keys_only():
+    """And one that comes takes only what becomes its own."""
+    endpoints = [Endpoint(f"e{i}") for i in range(5)]
+    before, after = owners(endpoints), owners(endpoints[:-1])
+    moved = {key for key in before if before[key] != after[key]}
+    assert moved == {key for key in before if before[key] == "e4"}
+
+
+def test_shares_of_keys_follow_weights_as_closely_as_the_ring_allows():
+    """100 points a unit of weight: a standard deviation of a tenth, four of them allowed here."""
+    endpoints = [Endpoint("a"), Endpoint("b"), Endpoint("c", weight=2)]
+    keys = owners(endpoints, 8000)
+    shares = [sum(owner == name for owner in keys.values()) / 8000 for name in "abc"]
+    assert shares == pytest.approx([0.25, 0.25, 0.5], rel=0.4)
+
+
+def test_calls_without_a_key_are_spread_over_the_ring():
+    """As gRFC A42 asks for."""
+    picker = RingHashBalancer(random.Random(1)).picker([Endpoint(f"e{i}") for i in range(4)])
+    seen = counts(picker, 4000)
+    assert set(seen) == {"e0", "e1", "e2", "e3"}
+    assert max(seen.values()) < 2 * min(seen.values())

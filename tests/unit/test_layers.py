@@ -12,13 +12,14 @@ SERVICES = PACKAGE.parent / "services"
 
 LAYERS = (
     # Highest first. A module may import from its own layer and from those below.
-    ("cli", "demo", "__main__"),
+    ("cli", "demo", "testing", "__main__"),
     ("control", "workers"),
-    ("mesh", "policies", "client", "server"),
+    ("mesh", "session", "policies", "client", "server"),
     ("interceptors", "telemetry", "registry.embedded", "registry.urls", "subscription", "watched"),
     (
         *("registry.registration", "registry.backoff", "registry.static", "registry.memory"),
         *("registry.consul", "registry.consul_watch", "registry.consul_record"),
+        *("registry.dns", "registry.read_only"),
     ),
     ("balancer", "resilience", "limits", "policy", "registry.leases"),
     ("registry.registry", "registry.instance"),

@@ -80,11 +80,12 @@ def test_the_whole_language_loads():
             backoff=Backoff(base=0.025, max=0.25),
         ),
         retry_budget=RetryBudget(ratio=0.1, min_per_second=1.0),
+        subsets={"v1": {"version": "v1"}, "v2": {"version": "v2"}},
         rate_limits=(RateLimit(name="per-caller", key=("caller",), rate=100.0, burst=50),),
     )
     assert document.warnings == tuple(
         f"payment: {block}: accepted, not carried out by this release"
-        for block in ("outlier", "subsets", "routes", "concurrency", "telemetry")
+        for block in ("outlier", "routes", "concurrency", "telemetry")
     )
     assert document.ignored == ()
 
@@ -189,7 +190,6 @@ def test_a_fleet_limit_is_warned_of_and_limits_nothing():
     ("body", "block"),
     [
         ("outlier: {}", "outlier"),
-        ("subsets: {v1: {version: v1, zone: a}}", "subsets"),
         ("routes: []", "routes"),
         ("stream: {idle: 1m, max: 24h}", "stream"),
         ("concurrency: {adaptive: {}}", "concurrency"),
@@ -265,7 +265,7 @@ BAD = [
         "+balancer: roundrobin",
         "balancer",
         "roundrobin",
-        "expected one of random, round_robin, peak_ewma; did you mean round_robin?",
+        "expected one of random, round_robin, peak_ewma, ring_hash; did you mean round_robin?",
     ),
     ("+balancer: [random]", "balancer", "[random]", "expected one of random"),
     (

@@ -1,0 +1,171 @@
+"""Scenarios: calls that end, or never begin, while their requests are being sent."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import grpc.aio
+
+from tests.drop_in.battery import (
+    Difference,
+    World,
+    raised,
+    scenario_of_each_kind,
+    status,
+)
+from tests.drop_in.cancellation import closed_port
+from tests.drop_in.streams import collected, handler_of
+
+_ENDED_EARLY = "A server that ends a call while requests are being sent"
+
+
+async def plenty():
+    """Yield more than a server takes unread."""
+    for _ in range(1000):
+        yield b"x" * 100_000
+
+
+@scenario_of_each_kind(
+    "stream_stream", differs=Difference(_ENDED_EARLY, grpcio=False, meshrpc=True)
+)
+async def a_server_answers_before_all_requests_came(world: World, kind: str):
+    """Its answer and its OK are what the caller gets, each of forty times."""
+
+    async def first(requests, context):
+        async for request in requests:
+            yield request[:1]
+            return
+
+    method = world.stream_stream(first)
+    right = []
+    for _ in range(40):
+        call = method(plenty())
+        outcome = await raised(collected(call))
+        right.append(outcome == ("returned", [b"x"]) and await call.code() is grpc.StatusCode.OK)
+    return all(right)
+
+
+@scenario_of_each_kind(
+    "stream_unary", "stream_stream", differs=Difference(_ENDED_EARLY, grpcio=False, meshrpc=True)
+)
+async def a_server_that_fails_early_is_heard_by_a_writer(world: World, kind: str):
+    """Its code is what the call has, each of forty times."""
+
+    async def fail(requests, context):
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too much")
+
+    method = getattr(world, kind)(fail)
+    codes = set()
+    for _ in range(40):
+        call = method()
+        try:
+            while True:
+                await call.write(b"x" * 100_000)
+        except asyncio.InvalidStateError:
+            pass
+        except grpc.aio.AioRpcError as error:
+            codes.add(error.code())
+        codes.add(await call.code())
+    return codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+@scenario_of_each_kind(
+    "stream_stream", differs=Difference(_ENDED_EARLY, grpcio=False, meshrpc=True)
+)
+async def a_server_that_fails_early_is_heard_by_a_reader(world: World, kind: str):
+    """While an iterator is being sent, each of forty times."""
+
+    async def fail(requests, context):
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too much")
+
+    method = getattr(world, kind)(fail)
+    codes = {(await raised(collected(method(plenty()))))[1] for _ in range(40)}
+    return codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+@scenario_of_each_kind(
+    "stream_unary",
+    "stream_stream",
+    differs=Difference(
+        "Waiting for a connection",
+        grpcio=["waits on", "waits on"],
+        meshrpc=["CancelledError", "InvalidStateError"],
+    ),
+)
+async def a_stream_is_cancelled_before_it_is_connected(world: World, kind: str):
+    """Whoever waits for the connection, or in a first write, hears of it, or waits on."""
+    channel = world.make_channel(port=closed_port())
+    call = getattr(world, kind)(handler_of(kind), channel)(wait_for_ready=True)
+
+    async def hears(waiting):
+        done, _ = await asyncio.wait([waiting], timeout=0.5)
+        waiting.cancel()
+        outcome = await raised(waiting)
+        return outcome[0] if done else "waits on"
+
+    waits = [asyncio.ensure_future(wait) for wait in (call.wait_for_connection(), call.write(b"1"))]
+    await asyncio.sleep(0)
+    call.cancel()
+    return [await hears(wait) for wait in waits]
+
+
+class PassOnStreamUnary(grpc.aio.StreamUnaryClientInterceptor):
+    async def intercept_stream_unary(self, continuation, details, requests):
+        return await continuation(details, requests)
+
+
+class PassOnStreamStream(grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(self, continuation, details, requests):
+        return await continuation(details, requests)
+
+
+INTERCEPTORS = {"without": [], "with": [PassOnStreamUnary(), PassOnStreamStream()]}
+
+
+@scenario_of_each_kind("stream_unary", "stream_stream")
+async def writing_to_nobody(world: World, kind: str):
+    """The first write says why, the others that the call is over; so does the end of writing."""
+    channel = world.make_channel(port=closed_port())
+    call = getattr(world, kind)(handler_of(kind), channel)()
+    return [
+        await raised(call.write(b"1")),
+        await raised(call.write(b"2")),
+        await raised(call.done_writing()),
+        await status(call),
+    ]
+
+
+@scenario_of_each_kind(
+    "stream_unary",
+    "stream_stream",
+    differs=Difference(
+        "Writing to a call that reaches nobody", grpcio=[False, False], meshrpc=[True, True]
+    ),
+)
+async def writing_to_nobody_otherwise(world: World, kind: str):
+    """Whether the writer learns the status: with an interceptor, and from `done_writing` alone."""
+    port = closed_port()
+    plainly = world.make_channel(port=port)
+    intercepted = world.make_channel(port=port, interceptors=INTERCEPTORS["with"])
+    outcomes = [
+        await raised(getattr(world, kind)(handler_of(kind), intercepted)().write(b"1")),
+        await raised(getattr(world, kind)(handler_of(kind), plainly)().done_writing()),
+    ]
+    return [outcome[:2] == ("AioRpcError", grpc.StatusCode.UNAVAILABLE) for outcome in outcomes]
+
+
+@scenario_of_each_kind("stream_unary", "stream_stream")
+async def a_written_call_that_reaches_nobody_leaves_nothing(world: World, kind: str):
+    """With an interceptor or without: once the channel is closed no task remains."""
+    before = asyncio.all_tasks()
+    port = closed_port()
+    for interceptors in INTERCEPTORS.values():
+        channel = world.make_channel(port=port, interceptors=interceptors)
+        call = getattr(world, kind)(handler_of(kind), channel)()
+        await raised(call.write(b"1"))
+        await raised(call.done_writing())
+        await raised(call if kind == "stream_unary" else collected(call))
+        await channel.close()
+    while left := asyncio.all_tasks() - before:
+        await asyncio.wait(left)

@@ -1,0 +1,232 @@
+"""Scenarios: a stream of requests, from iterators of any kind and written."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import grpc.aio
+
+from tests.drop_in.battery import (
+    Difference,
+    World,
+    raised,
+    scenario,
+    scenario_of_each_kind,
+    status,
+)
+from tests.drop_in.streams import aiter_of, collected, handler_of, join
+
+
+@scenario_of_each_kind("stream_unary", "stream_stream")
+async def requests_come_from_any_iterable(world: World, kind: str):
+    """A list, a tuple, a generator, an iterator, an async generator, an async iterable object."""
+
+    class Numbers:
+        def __aiter__(self):
+            return aiter_of(b"1", b"2")
+
+    method = getattr(world, kind)(handler_of(kind))
+    sources = [
+        [b"1", b"2"],
+        (b"1", b"2"),
+        (each for each in (b"1", b"2")),
+        iter([b"1", b"2"]),
+        {b"1": 0, b"2": 0},
+        aiter_of(b"1", b"2"),
+        Numbers(),
+    ]
+    received = []
+    for source in sources:
+        call = method(source)
+        received.append(await call if kind == "stream_unary" else await collected(call))
+    return received
+
+
+@scenario_of_each_kind("stream_unary", "stream_stream")
+async def an_empty_request_stream_is_answered(world: World, kind: str):
+    """From an iterable without elements, and from `done_writing` alone."""
+    method = getattr(world, kind)(handler_of(kind))
+    iterated, written = method([]), method()
+    await written.done_writing()
+    if kind == "stream_unary":
+        return await iterated, await written
+    return await collected(iterated), await collected(written)
+
+
+@scenario_of_each_kind("stream_unary", "stream_stream")
+async def requests_can_be_written(world: World, kind: str):
+    """One by one, then `done_writing`."""
+    call = getattr(world, kind)(handler_of(kind))()
+    for request in (b"1", b"2", b"3"):
+        await call.write(request)
+    await call.done_writing()
+    received = await call if kind == "stream_unary" else await collected(call)
+    return received, await status(call)
+
+
+@scenario_of_each_kind("stream_unary", "stream_stream")
+async def writing_to_a_call_with_an_iterator_is_refused(world: World, kind: str):
+    """UsageError from `write` and `done_writing`; the call itself goes on."""
+    call = getattr(world, kind)(handler_of(kind))([b"1"])
+    refused = [await raised(call.write(b"2")), await raised(call.done_writing())]
+    return refused, await call if kind == "stream_unary" else await collected(call)
+
+
+@scenario_of_each_kind("stream_unary", "stream_stream")
+async def writing_after_done_writing_is_refused(world: World, kind: str):
+    """InvalidStateError; `done_writing` itself may be said twice."""
+    go_on = asyncio.Event()
+
+    async def wait_and_join(requests, context):
+        await go_on.wait()
+        return await join(requests, context)
+
+    async def wait_and_mirror(requests, context):
+        await go_on.wait()
+        async for request in requests:
+            yield request
+
+    call = getattr(world, kind)(wait_and_join if kind == "stream_unary" else wait_and_mirror)()
+    await call.write(b"1")
+    await call.done_writing()
+    refused = await raised(call.write(b"2"))
+    again = await raised(call.done_writing())
+    go_on.set()
+    return refused, again, await call if kind == "stream_unary" else await collected(call)
+
+
+@scenario_of_each_kind("stream_unary", "stream_stream")
+async def writing_after_the_end_is_refused(world: World, kind: str):
+    """InvalidStateError from `write`, nothing from `done_writing`."""
+
+    async def end(requests, context):
+        return b"enough"
+
+    async def end_stream(requests, context):
+        return
+        yield
+
+    call = getattr(world, kind)(end if kind == "stream_unary" else end_stream)()
+    await call.code()
+    return await raised(call.write(b"2")), await raised(call.done_writing()), await status(call)
+
+
+@scenario_of_each_kind("stream_unary", "stream_stream")
+async def writing_after_an_error_is_refused(world: World, kind: str):
+    """InvalidStateError: the call is over, whatever its status."""
+
+    async def fail(requests, context):
+        await context.abort(grpc.StatusCode.DATA_LOSS, "lost")
+
+    call = getattr(world, kind)(fail)()
+    await call.code()
+    return await raised(call.write(b"2")), await raised(call.done_writing()), await status(call)
+
+
+@scenario_of_each_kind("stream_unary", "stream_stream")
+async def writing_after_cancelling_is_refused(world: World, kind: str):
+    """InvalidStateError from `write`, nothing from `done_writing`."""
+    call = getattr(world, kind)(handler_of(kind))()
+    await call.write(b"1")
+    call.cancel()
+    await call.code()
+    return await raised(call.write(b"2")), await raised(call.done_writing())
+
+
+@scenario_of_each_kind(
+    "stream_unary",
+    "stream_stream",
+    differs=Difference(
+        "An iterator of requests that raises",
+        grpcio=("CancelledError", ""),
+        meshrpc=("ValueError", "no more"),
+    ),
+)
+async def an_iterator_of_requests_raises(world: World, kind: str):
+    """After the first request; the caller gets what it raised, or not."""
+
+    async def requests():
+        yield b"1"
+        raise ValueError("no more")
+
+    call = getattr(world, kind)(handler_of(kind))(requests())
+    return await raised(call if kind == "stream_unary" else collected(call))
+
+
+@scenario_of_each_kind("stream_unary", "stream_stream")
+async def the_status_when_an_iterator_of_requests_raises(world: World, kind: str):
+    """The call was cancelled by its own side."""
+
+    def requests():
+        yield b"1"
+        raise ValueError("no more")
+
+    return await status(getattr(world, kind)(handler_of(kind))(requests()))
+
+
+@scenario_of_each_kind(
+    "stream_unary",
+    "stream_stream",
+    differs=Difference("An iterator of requests after the end", grpcio=False, meshrpc=True),
+)
+async def an_iterator_of_requests_is_closed_with_its_call(world: World, kind: str):
+    """It waits for its next message when the server has answered: is it told?"""
+    closed = asyncio.Event()
+
+    async def requests():
+        try:
+            yield b"1"
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    async def first(requests, context):
+        return await anext(aiter(requests))
+
+    async def first_stream(requests, context):
+        async for request in requests:
+            yield request
+            return
+
+    call = getattr(world, kind)(first if kind == "stream_unary" else first_stream)(requests())
+    await raised(call if kind == "stream_unary" else collected(call))
+    try:
+        async with asyncio.timeout(1):
+            await closed.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+@scenario()
+async def an_iterator_that_waits_does_not_hold_up_the_answer(world: World):
+    """A server that answers early is heard while the iterator waits for its next message."""
+
+    async def requests():
+        yield b"1"
+        await asyncio.Event().wait()
+
+    async def first(requests, context):
+        return await anext(aiter(requests))
+
+    call = world.stream_unary(first)(requests())
+    return await call, await status(call)
+
+
+@scenario_of_each_kind("stream_unary", "stream_stream")
+async def an_iterator_is_asked_without_anybody_awaiting(world: World, kind: str):
+    """A call with an iterator sends it on its own."""
+    arrived = asyncio.Event()
+
+    async def take(requests, context):
+        received = [request async for request in requests]
+        arrived.set()
+        return received[0]
+
+    async def take_stream(requests, context):
+        yield await take(requests, context)
+
+    call = getattr(world, kind)(take if kind == "stream_unary" else take_stream)([b"1", b"2"])
+    await arrived.wait()
+    return await call if kind == "stream_unary" else await collected(call)
