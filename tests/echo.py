@@ -120,5 +120,5 @@ async def ready(channel, count):
     """Wait until `count` endpoints of the channel are ready."""
     destination = channel.bound()
     async with asyncio.timeout(5):
-        while len(destination._ready) != count:
+        while destination.ready_count != count:
             await destination.changed()

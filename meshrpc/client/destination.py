@@ -1,8 +1,8 @@
 """A destination: one service as this process calls it.
 
 Here the registry, the policy and the balancer meet: registry snapshots become endpoints, the
-ready ones among them a picker, the policy a table by method. All of it changes off the hot
-path, by replacing one reference; a call only reads.
+ready ones among them what calls choose from, the policy a table by method. All of it changes off
+the hot path, by replacing one reference; a call only reads.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import contextvars
 import logging
 import random
 from collections.abc import Collection, Coroutine
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import grpc
 import grpc.aio
 
-from meshrpc.balancer import Picker, create_balancer
-from meshrpc.balancer.peak_ewma import TwoChoicesPicker
 from meshrpc.client.call_options import NOTHING_SAID, CallOptions
+from meshrpc.client.choices import Choices
 from meshrpc.client.endpoint import FAILING, READY, Dialing, Endpoint
 from meshrpc.client.local_error import local_error
 from meshrpc.clock import Clock
@@ -36,9 +35,6 @@ ANSWER_WITHIN = 5.0
 """Seconds that a call waits for the registry's first answer, if its deadline allows. Only while
 nothing at all is known: later outages of the registry cost no call anything."""
 
-_PICKS = 3
-"""Picks that may hit an endpoint whose connection broke since the picker was made."""
-
 _HOPE = (READY, grpc.ChannelConnectivity.CONNECTING, grpc.ChannelConnectivity.IDLE, FAILING)
 """Connectivity of a whole is that of its best part, as in gRPC's load balancing policies."""
 
@@ -50,16 +46,6 @@ class _Explaining(Protocol):
     """A watch that knows why its registry has not answered yet."""
 
     def why_silent(self) -> str | None: ...
-
-
-class _Choice(NamedTuple):
-    """The ready endpoints that some calls may go to, and the picker over them."""
-
-    ready: tuple[Endpoint, ...]
-    picker: Picker[Endpoint] | None
-
-
-_NO_CHOICE = _Choice((), None)
 
 
 class Destination:
@@ -82,11 +68,9 @@ class Destination:
         self.table = PolicyTable(policy)
         self.budget = RetryBudget(policy.retry_budget, clock.now())
         self._dialing = dialing
-        self._balancer = create_balancer(policy.balancer, rng)
+        self._choices = Choices(policy, rng)
+        self.pick = self._choices.pick
         self._endpoints: dict[str, Endpoint] = {}
-        self._ready: tuple[Endpoint, ...] = ()
-        self._choices: dict[str | None, _Choice] = {None: _NO_CHOICE}
-        """For all calls, and for each subset that was ever asked for."""
         self._known = False
         self._is_stale = False
         self._skipped: str | None = None
@@ -97,15 +81,17 @@ class Destination:
         self._waiting: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        return (
-            f"<Destination {self.service} endpoints={len(self._endpoints)} "
-            f"ready={len(self._ready)}>"
-        )
+        return f"<Destination {self.service} endpoints={len(self._endpoints)} ready={self.ready_count}>"
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
         """All endpoints, ready or not."""
         return tuple(self._endpoints.values())
+
+    @property
+    def ready_count(self) -> int:
+        """How many of them calls can go to at once."""
+        return len(self._choices)
 
     def open(self, registry: Registry) -> None:
         """Begin to follow the service's instances."""
@@ -144,14 +130,12 @@ class Destination:
 
     def configure(self, policy: EffectivePolicy) -> None:
         """Let calls that start from now on follow `policy`; those under way keep theirs."""
-        before, self.table = self.table.policy, PolicyTable(policy)
+        self.table = PolicyTable(policy)
         self.budget.configure(policy.retry_budget, self.clock.now())
-        if policy.balancer != before.balancer:
-            self._balancer = create_balancer(policy.balancer, self.rng)
-            for endpoint in self._endpoints.values():
-                endpoint.set_decay(policy.balancer.decay)
-        if policy.balancer != before.balancer or policy.subsets != before.subsets:
-            self._rebuild()
+        for endpoint in self._endpoints.values():
+            endpoint.set_decay(policy.balancer.decay)
+        self._choices.configure(policy)
+        self.wake()
 
     def state(self) -> grpc.ChannelConnectivity:
         """Return the most hopeful state among the endpoints; IDLE while none is known."""
@@ -161,18 +145,6 @@ class Destination:
     async def changed(self) -> None:
         """Return when the endpoints, or the state of one, have changed."""
         await self._changed.wait()
-
-    def pick(self, now: float, options: CallOptions = NOTHING_SAID) -> Endpoint | None:
-        """Return a ready endpoint at once; None when there is none just now."""
-        choice = self._choices.get(options.subset) or self._choose_among(options.subset)
-        picker = choice.picker
-        if picker is None:
-            return None
-        for _ in range(_PICKS):
-            endpoint = picker.pick(now, options.hash_key)
-            if endpoint.is_ready():
-                return endpoint
-        return next((endpoint for endpoint in choice.ready if endpoint.is_ready()), None)
 
     async def wait_for_endpoint(
         self,
@@ -193,7 +165,7 @@ class Destination:
         gives_up = self.clock.now() + ANSWER_WITHIN
         while True:
             now = self.clock.now()
-            endpoint = self._pick_untried(tried, now, options) or self.pick(now, options)
+            endpoint = self._choices.pick_untried(tried, now, options) or self.pick(now, options)
             if endpoint is not None:
                 return endpoint
             if not wait_for_ready and not self._known and now >= gives_up:
@@ -202,7 +174,8 @@ class Destination:
                 active = [
                     each
                     for each in self.endpoints
-                    if each.instance.state is State.ACTIVE and self._is_in(options.subset, each)
+                    if each.instance.state is State.ACTIVE
+                    and self._choices.is_in(options.subset, each)
                 ]
                 if not active:
                     raise local_error(grpc.StatusCode.UNAVAILABLE, self._why_none(options.subset))
@@ -212,20 +185,6 @@ class Destination:
                     return self.rng.choice([e for e in failing if e not in tried] or failing)
             is_asking = not self._known and not wait_for_ready
             await self._wait_for_change(deadline, gives_up if is_asking else None)
-
-    def _pick_untried(
-        self, tried: Collection[Endpoint], now: float, options: CallOptions
-    ) -> Endpoint | None:
-        """Return the less loaded of two untried endpoints, whatever the balancer.
-
-        The balancer itself is left alone: were retries to take turns of a round robin, every
-        call after a failed one could begin at the same bad endpoint again.
-        """
-        if not tried:
-            return None
-        ready = self._choose_among(options.subset).ready
-        untried = [each for each in ready if each not in tried and each.is_ready()]
-        return TwoChoicesPicker(tuple(untried), self.rng).pick(now) if untried else None
 
     async def _wait_for_change(self, deadline: float | None, gives_up: float | None) -> None:
         """Return when something changed, or at `gives_up`; raise at the deadline."""
@@ -243,25 +202,6 @@ class Destination:
                 f"deadline passed while waiting for service {self.service!r}: {what}",
             ) from None
 
-    def _choose_among(self, subset: str | None) -> _Choice:
-        """Return what calls to a subset, None for all, may choose among just now."""
-        choice = self._choices.get(subset)
-        if choice is None:
-            if subset not in self.table.policy.subsets:
-                return _NO_CHOICE
-            choice = self._choices[subset] = self._choice(subset)
-        return choice
-
-    def _choice(self, subset: str | None) -> _Choice:
-        ready = tuple(each for each in self._ready if self._is_in(subset, each))
-        return _Choice(ready, self._balancer.picker(ready) if ready else None)
-
-    def _is_in(self, subset: str | None, endpoint: Endpoint) -> bool:
-        if subset is None:
-            return True
-        labels = self.table.policy.subsets.get(subset)
-        return labels is not None and endpoint.instance.has_labels(labels)
-
     def _why_none(self, subset: str | None) -> str:
         if not self._known:
             return (
@@ -269,7 +209,7 @@ class Destination:
                 f"(waited {ANSWER_WITHIN:.0f} s; the log may say more)"
             )
         if subset is not None:
-            return self._why_nobody_in(subset)
+            return self._choices.why_nobody_in(subset)
         if self._endpoints:
             return f"every instance of service {self.service!r} is draining"
         if self._skipped is not None:
@@ -279,14 +219,6 @@ class Destination:
     def _why_silent(self) -> str:
         cause = self._watch.why_silent() if isinstance(self._watch, _Explaining) else None
         return cause or "the registry has not answered"
-
-    def _why_nobody_in(self, subset: str) -> str:
-        labels = self.table.policy.subsets.get(subset)
-        if labels is None:
-            known = ", ".join(sorted(self.table.policy.subsets)) or "none"
-            return f"the policy of service {self.service!r} has no subset {subset!r}, only: {known}"
-        asked = ", ".join(f"{key}={value}" for key, value in labels.items())
-        return f"service {self.service!r} has no active instance in subset {subset!r} ({asked})"
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         self._known = True
@@ -331,16 +263,12 @@ class Destination:
 
     def _rebuild(self) -> None:
         self._is_stale = False
-        self._ready = tuple(
+        ready = (
             endpoint
             for endpoint in self._endpoints.values()
             if endpoint.state is READY and endpoint.instance.state is State.ACTIVE
         )
-        self._choices = {
-            subset: self._choice(subset)
-            for subset in self._choices
-            if subset is None or subset in self.table.policy.subsets
-        }
+        self._choices.replace(tuple(ready))
         self.wake()
 
     def wake(self) -> None:

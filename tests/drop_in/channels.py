@@ -233,8 +233,10 @@ async def closing_ends_a_wait_for_ready(world: World):
     """channel_ready on a channel that is closed meanwhile does not wait for ever."""
     await world.stop_server()
     channel = world.make_channel()
+    while (state := channel.get_state(True)) is not Connectivity.TRANSIENT_FAILURE:
+        await channel.wait_for_state_change(state)
     waiting = asyncio.ensure_future(raised(channel.channel_ready()))
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0)
     await channel.close()
     return (await waiting)[0]
 
