@@ -89,6 +89,16 @@ class Destination:
         return tuple(self._endpoints.values())
 
     @property
+    def closing(self) -> tuple[Endpoint, ...]:
+        """Endpoints whose instance has gone, with calls that have not ended yet."""
+        return tuple(self._retiring.values())
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for an endpoint, or to be tried again."""
+        return len(self._waiting)
+
+    @property
     def ready_count(self) -> int:
         """How many of them calls can go to at once."""
         return len(self._choices)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import grpc
 import grpc.aio
@@ -27,6 +27,7 @@ from meshrpc.client.endpoint import Endpoint
 from meshrpc.client.intercepted import adding
 from meshrpc.client.local_error import local_error
 from meshrpc.client.method import Method
+from meshrpc.client.next_attempt import Reference, after_wait, wait_for_next
 from meshrpc.clock import SystemClock
 from meshrpc.policy.table import MethodPolicy
 from meshrpc.registry.instance import Instance
@@ -39,6 +40,10 @@ _CANCELLED = grpc.StatusCode.CANCELLED
 
 def _left() -> grpc.aio.AioRpcError:
     return local_error(grpc.StatusCode.UNAVAILABLE, "the mesh was left")
+
+
+def _cannot_start(error: BaseException) -> grpc.aio.AioRpcError:
+    return local_error(grpc.StatusCode.INTERNAL, f"cannot start the call: {error}")
 
 
 class LogicalCall:
@@ -222,7 +227,7 @@ class LogicalCall:
         self._schedule(wait)
         return True
 
-    def _schedule(self, wait: float) -> None:
+    def _schedule(self, pause: float) -> None:
         destination = self._destination
         find = partial(
             destination.wait_for_endpoint,
@@ -231,12 +236,11 @@ class LogicalCall:
             tried=self._tried,
             options=self._said,
         )
-        # Like an attempt, a wait does not hold a stream that its user may forget.
-        held = self._held or self._callbacks
-        who: _Reference = (lambda: self) if held else weakref.ref(self)
-        waiting = _go_on(who, partial(destination.clock.sleep, wait) if wait > 0 else None, find)
+        # Like an attempt, the wait does not hold a stream that its user may forget.
+        who: Reference = (lambda: self) if self._held or self._callbacks else weakref.ref(self)
+        waiting = wait_for_next(who, partial(destination.clock.sleep, pause), find)
         self._next = destination.wait(waiting, self._context.copy())
-        self._next.add_done_callback(partial(_on_wait_over, who))
+        self._next.add_done_callback(partial(after_wait, who))
 
     def go_on(self, found: Endpoint | grpc.aio.AioRpcError) -> None:
         """Start an attempt on the endpoint that was waited for, or fail for want of one."""
@@ -249,13 +253,16 @@ class LogicalCall:
             if not self._is_too_late(now):
                 self._start_attempt(found, now)
         except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must learn it
-            self._fail(local_error(grpc.StatusCode.INTERNAL, f"cannot start the call: {error}"))
+            self._fail(_cannot_start(error))
 
-    def on_wait_over(self, task: asyncio.Task[None]) -> None:
-        """Fail if the wait was cancelled, by whoever ends the destination or the loop."""
-        if self._next is task:
-            self._next = None
-            self._fail(_left())
+    def on_wait_ended(self, task: asyncio.Task[None]) -> None:
+        """Fail if the wait ended without a word to the call."""
+        if self._next is not task:
+            return
+        self._next = None
+        error = None if task.cancelled() else task.exception()
+        # It was cancelled by whoever ends the destination or the loop.
+        self._fail(_left() if error is None else _cannot_start(error))
 
     def _fail(self, error: grpc.aio.AioRpcError) -> None:
         """End the call with an error of this client's own."""
@@ -336,30 +343,3 @@ class LogicalCall:
     def peer(self) -> Instance | None:
         """Return the instance of the last attempt; None before the first."""
         return self._attempt.endpoint.instance if self._attempt is not None else None
-
-
-_Reference: TypeAlias = Callable[[], LogicalCall | None]
-
-
-async def _go_on(
-    who: _Reference,
-    pause: Callable[[], Awaitable[None]] | None,
-    find: Callable[[], Awaitable[Endpoint]],
-) -> None:
-    """Wait for an endpoint, and let the call go on if there still is one."""
-    found: Endpoint | grpc.aio.AioRpcError
-    try:
-        if pause is not None:
-            await pause()
-        found = await find()
-    except grpc.aio.AioRpcError as error:
-        found = error
-    call = who()
-    if call is not None:
-        call.go_on(found)
-
-
-def _on_wait_over(who: _Reference, task: asyncio.Task[None]) -> None:
-    call = who()
-    if call is not None:
-        call.on_wait_over(task)

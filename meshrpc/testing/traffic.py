@@ -128,10 +128,9 @@ class LocalTraffic:
 
 def _calls(destination: Destination) -> int:
     """Return how many calls are under way, those that wait for an endpoint or a retry included."""
-    waiting = len(destination._waiting)  # noqa: SLF001
-    return waiting + sum(endpoint.pending for endpoint in _endpoints(destination))
+    return destination.waiting + sum(endpoint.pending for endpoint in _endpoints(destination))
 
 
 def _endpoints(destination: Destination) -> tuple[Endpoint, ...]:
     """Return the endpoints, those that are being closed included."""
-    return (*destination.endpoints, *destination._retiring.values())  # noqa: SLF001
+    return (*destination.endpoints, *destination.closing)

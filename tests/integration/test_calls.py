@@ -280,6 +280,19 @@ async def test_leaving_the_mesh_ends_what_waits(registry):
             await wait
 
 
+async def test_a_call_whose_wait_breaks_is_internal(mesh, monkeypatch):
+    """Whoever waits for it learns of it, and why."""
+    channel = mesh.channel("echo")
+
+    async def break_down(*_, **__):
+        raise RuntimeError("the picker broke")
+
+    monkeypatch.setattr(channel.bound(), "wait_for_endpoint", break_down)
+    with pytest.raises(grpc.aio.AioRpcError, match="cannot start the call: the picker") as raised:
+        await channel.unary_unary(PLAIN)(b"")
+    assert raised.value.code() is grpc.StatusCode.INTERNAL
+
+
 async def test_leaving_the_mesh_ends_a_call_that_waits_to_be_tried_again(registry):
     """At once, and no task of it is left."""
     async with EchoServer("bad", failing(trailers=COME_BACK_LATER)) as bad:
