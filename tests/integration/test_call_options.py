@@ -18,6 +18,7 @@ from tests.echo import (
     UNAVAILABLE,
     EchoServer,
     failing,
+    hang,
     policy,
     ready,
 )
@@ -214,9 +215,9 @@ def test_options_that_cannot_be_are_refused_where_they_are_said(options, error, 
 
 
 @pytest.fixture
-async def front(registry):
-    """A service whose handler calls `echo`, as its `script` says, and the channel to it."""
-    service = meshrpc.Service("front", control="none", registry=registry)
+async def front(local_mesh):
+    """A service whose handler calls `echo`, as its `script` says."""
+    service = meshrpc.Service("front")
     echo = service.channel("echo").unary_unary(PLAIN)
     service.seen = []
 
@@ -235,35 +236,64 @@ async def front(registry):
             ),
         )
     )
-    async with service:
-        yield service
+    await local_mesh.serve(service)
+    return service
+
+
+@pytest.fixture
+async def echo(local_mesh):
+    """What `front` calls: it is none of the mesh's own."""
+    async with (
+        EchoServer("one") as server,
+        local_mesh.client.register("echo", f"127.0.0.1:{server.port}"),
+    ):
+        yield server
 
 
 FRONT = "/test.Front/Ask"
 
 
-async def test_criticality_is_carried_through_nested_calls(mesh, registry, front):
+async def test_criticality_is_carried_through_nested_calls(local_mesh, front, echo):
     """Unless the handler says otherwise."""
-    async with EchoServer("one") as server:
-        await registry.register(server.instance)
-        ask = mesh.channel("front").unary_unary(FRONT)
-        with meshrpc.call_options(criticality="sheddable"):
-            await ask(b"")
+    ask = local_mesh.channel("front").unary_unary(FRONT)
+    with meshrpc.call_options(criticality="sheddable"):
         await ask(b"")
+    await ask(b"")
 
-        async def says_otherwise(echo):
-            with meshrpc.call_options(criticality="default"):
-                return await echo(b"")
+    async def says_otherwise(echo):
+        with meshrpc.call_options(criticality="default"):
+            return await echo(b"")
 
-        front.script = says_otherwise
-        with meshrpc.call_options(criticality="critical"):
-            await ask(b"")
-        assert [call.criticality for call in front.seen] == ["sheddable", "default", "critical"]
-        said = [seen.get("mesh-criticality") for seen in server.seen]
-        assert said == ["sheddable", None, None]
+    front.script = says_otherwise
+    with meshrpc.call_options(criticality="critical"):
+        await ask(b"")
+    assert [call.criticality for call in front.seen] == ["sheddable", "default", "critical"]
+    said = [seen.get("mesh-criticality") for seen in echo.seen]
+    assert said == ["sheddable", None, None]
 
 
-async def test_work_that_is_detached_outlives_its_call_and_has_no_deadline(mesh, registry, front):
+async def test_a_handlers_calls_have_no_more_time_than_it_has(local_mesh, front, echo):
+    """On the mesh's own clock, whatever they ask for."""
+    ended = []
+
+    async def asks_for_more(call):
+        try:
+            await call(b"", timeout=3600).code()
+        finally:
+            ended.append(local_mesh.clock.now())
+        return b""
+
+    front.script, echo.script = asks_for_more, hang
+    began = local_mesh.clock.now()
+    call = local_mesh.channel("front").unary_unary(FRONT)(b"", timeout=30)
+    await local_mesh.clock.run(call.code())
+    await local_mesh.clock.settle()
+    (end,) = ended
+    # By its own deadline, or cancelled by its caller: grpc rounds what it tells the server.
+    assert end - began == pytest.approx(30, abs=1)
+
+
+async def test_work_that_is_detached_outlives_its_call_and_has_no_deadline(local_mesh, front, echo):
     """Nor a criticality, nor a current call; a task started in the block keeps that."""
     released = asyncio.Event()
     done = asyncio.get_running_loop().create_future()
@@ -272,23 +302,21 @@ async def test_work_that_is_detached_outlives_its_call_and_has_no_deadline(mesh,
         await released.wait()
         done.set_result(context.time_remaining())
 
-    async with EchoServer("one", wait) as server:
-        await registry.register(server.instance)
+    async def starts_work(call):
+        async def work():
+            assert meshrpc.current_call() is None
+            await call(b"")
 
-        async def starts_work(echo):
-            async def work():
-                assert meshrpc.current_call() is None
-                await echo(b"")
+        with meshrpc.detached():
+            front.work = asyncio.create_task(work())
+        assert meshrpc.current_call() is not None
+        return b"answered"
 
-            with meshrpc.detached():
-                front.work = asyncio.create_task(work())
-            assert meshrpc.current_call() is not None
-            return b"answered"
-
-        front.script = starts_work
-        with meshrpc.call_options(criticality="sheddable"):
-            assert await mesh.channel("front").unary_unary(FRONT)(b"", timeout=5) == b"answered"
-        released.set()
-        assert await done is None
-        await front.work
-        assert "mesh-criticality" not in server.seen[0]
+    front.script, echo.script = starts_work, wait
+    with meshrpc.call_options(criticality="sheddable"):
+        answer = await local_mesh.channel("front").unary_unary(FRONT)(b"", timeout=5)
+    assert answer == b"answered"
+    released.set()
+    assert await done is None
+    await front.work
+    assert "mesh-criticality" not in echo.seen[0]
