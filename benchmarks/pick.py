@@ -15,17 +15,25 @@ from meshrpc.balancer import create_balancer
 from meshrpc.balancer.peak_ewma import PeakEwma
 from meshrpc.policy.model import Balancer, BalancerKind
 
-KINDS = (BalancerKind.ROUND_ROBIN, BalancerKind.RANDOM, BalancerKind.PEAK_EWMA)
+KINDS = (
+    BalancerKind.ROUND_ROBIN,
+    BalancerKind.RANDOM,
+    BalancerKind.PEAK_EWMA,
+    BalancerKind.RING_HASH,
+)
 SIZES = (10, 100, 1_000, 10_000)
 NOW = 1_000.0
+KEY = "cart-7"
 
 
 class Candidate:
     """An endpoint without its channel: `load` asks the statistics, as the real one's does."""
 
-    __slots__ = ("_latency",)
+    __slots__ = ("_latency", "id", "weight")
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, number: int, rng: random.Random) -> None:
+        self.id = f"payment-{number}"
+        self.weight = 1
         self._latency = PeakEwma(decay=10.0)
         self._latency.observe(rng.uniform(0.001, 0.1), NOW - rng.uniform(0.0, 10.0))
         self._latency.pending = rng.randrange(8)
@@ -37,14 +45,14 @@ class Candidate:
 def main() -> None:
     given = stopwatch.arguments("What choosing an endpoint costs.")
     rng = random.Random(1)
-    endpoints = tuple(Candidate(rng) for _ in range(max(SIZES)))
+    endpoints = tuple(Candidate(number, rng) for number in range(max(SIZES)))
     cases = stopwatch.Cases()
     cases.add("peer: rng.choice over 10", "choice(some)", choice=rng.choice, some=endpoints[:10])
     for kind in KINDS:
         balancer = create_balancer(Balancer(kind), rng)
         for size in SIZES:
             picker = balancer.picker(endpoints[:size])
-            cases.add(f"{kind} over {size}", "pick(now)", pick=picker.pick, now=NOW)
+            cases.add(f"{kind} over {size}", "pick(now, key)", pick=picker.pick, now=NOW, key=KEY)
     times = cases.measure(given.rounds)
     growth = {
         str(kind): round(

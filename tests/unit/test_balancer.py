@@ -6,7 +6,7 @@ import pytest
 
 from meshrpc.balancer import create_balancer
 from meshrpc.balancer.peak_ewma import PeakEwma, PeakEwmaBalancer
-from meshrpc.balancer.ring_hash import RingHashBalancer
+from meshrpc.balancer.ring_hash import RING_SIZE, RingHashBalancer
 from meshrpc.balancer.round_robin import RoundRobinBalancer
 from meshrpc.policy.model import Balancer, BalancerKind
 
@@ -198,7 +198,7 @@ def test_an_endpoint_that_leaves_moves_its_own_keys_only():
 
 
 def test_shares_of_keys_follow_weights_as_closely_as_the_ring_allows():
-    """100 points a unit of weight: a standard deviation of a tenth, four of them allowed here."""
+    """128 points a unit of weight: a standard deviation of 9 %, four of them allowed here."""
     endpoints = [Endpoint("a"), Endpoint("b"), Endpoint("c", weight=2)]
     keys = owners(endpoints, 8000)
     shares = [sum(owner == name for owner in keys.values()) / 8000 for name in "abc"]
@@ -211,3 +211,21 @@ def test_calls_without_a_key_are_spread_over_the_ring():
     seen = counts(picker, 4000)
     assert set(seen) == {"e0", "e1", "e2", "e3"}
     assert max(seen.values()) < 2 * min(seen.values())
+
+
+@pytest.mark.parametrize(("count", "weight"), [(3000, 1), (8000, 1), (100, 10_000)])
+def test_a_ring_is_bounded_whatever_is_on_it(count, weight):
+    """One point for each endpoint at least, and not many more than the cap in all."""
+    endpoints = [Endpoint(f"e{i}", weight=weight) for i in range(count)]
+    picker = RingHashBalancer(random.Random(1)).picker(endpoints)
+    assert {owner.name for owner in picker._owners} == {each.name for each in endpoints}
+    assert len(picker._owners) <= max(RING_SIZE, count)
+
+
+def test_most_keys_stay_where_a_ring_becomes_too_full():
+    """At the 33rd endpoint all points are halved; at the 34th nothing but its own keys moves."""
+    endpoints = [Endpoint(f"e{i}") for i in range(34)]
+    before, after = owners(endpoints[:32]), owners(endpoints[:33])
+    assert sum(before[key] == after[key] for key in before) > len(before) / 2
+    moved = [key for key, owner in owners(endpoints).items() if owner != after[key]]
+    assert {owners(endpoints)[key] for key in moved} == {"e33"}
