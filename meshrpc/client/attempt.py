@@ -128,13 +128,24 @@ class Attempt:
         """
         await self._clock.sleep(seconds)
         self.expired = True
-        self.inner.cancel()
+        self.cancel()
 
     async def over(self) -> None:
         """Return when the status is known."""
         if self.code is None:
             self._ended = self._ended or asyncio.Event()
             await self._ended.wait()
+
+    def cancel(self) -> None:
+        """End the attempt: this side gave it up."""
+        try:
+            self.inner.cancel()
+            over = self.inner.done()
+        except Exception as error:  # noqa: BLE001 - an interceptor answered by itself: no call
+            self.break_off(error)
+            return
+        if over and self.code is None:  # only its real status is still looked for
+            self._on_done(self.inner, looks=0)
 
     def trailers(self) -> Metadata:
         """Return the trailing metadata of an attempt that is over."""
@@ -150,6 +161,13 @@ class Attempt:
             loop.call_later(_LOOK_EVERY, self._on_done, inner, looks - 1)
             return
         self._finish(code)
+
+    def check(self) -> None:
+        """End the attempt if it has no call that ever will: an interceptor answered by itself."""
+        try:
+            self.inner.done()
+        except Exception as error:  # noqa: BLE001 - grpcio's, which asks the call that is not there
+            self.break_off(error)
 
     def break_off(self, error: Exception) -> None:
         """End the attempt for something that was raised in it without ending it."""

@@ -65,6 +65,8 @@ class _StreamResponse(AwaitableCall):
 
     _received = False
     _style: str | None = None
+    iterated = False
+    """Whether an iteration has come to its end, good or bad: as in grpcio, another ends at once."""
 
     def __del__(self) -> None:
         # As in grpcio before 1.83: a stream that nobody holds any more is cancelled. Its last
@@ -72,9 +74,8 @@ class _StreamResponse(AwaitableCall):
         if self._done:
             return
         self._done = True
-        attempt, under_way = self._attempt, self._next
-        if under_way is None and attempt is not None:
-            under_way = attempt.inner
+        attempt = self._attempt
+        under_way = self._next or attempt
         instance = None if attempt is None else attempt.endpoint.instance.id
         tracing.end_client_span(
             self._span, grpc.StatusCode.CANCELLED, instance, "Cancelled upon garbage collection!"
@@ -87,7 +88,7 @@ class _StreamResponse(AwaitableCall):
         return not self._received and super()._repeatable(attempt)
 
     def _use(self, style: str) -> None:
-        if self._style is None:
+        if self._style is None or self._method.intercepted:
             self._style = style
         elif self._style != style:
             raise grpc.aio.UsageError(_STYLES_MIXED)
@@ -98,6 +99,8 @@ class _StreamResponse(AwaitableCall):
 
     async def read(self) -> Any:
         """Return the next message; `grpc.aio.EOF` after the last."""
+        if self._method.intercepted:  # there grpcio reads by iterating
+            return await anext(_Messages(self), grpc.aio.EOF)
         if self._done:
             self._raise_for_status()
             return grpc.aio.EOF
@@ -118,6 +121,8 @@ class _StreamResponse(AwaitableCall):
             self._attempt_failed(error)
             raise
         if data is grpc.aio.EOF:
+            if self._method.intercepted and self._attempt is not None:
+                self._attempt.check()
             return data
         self._received = True
         try:
@@ -140,9 +145,14 @@ class _Messages(AsyncIterator[Any]):
         self._call = call
 
     async def __anext__(self) -> Any:
-        message = await self._call.receive()
+        call = self._call
+        message = grpc.aio.EOF
+        if not call.iterated:
+            call.iterated = True
+            message = await call.receive()
         if message is grpc.aio.EOF:
             raise StopAsyncIteration
+        call.iterated = False
         return message
 
 
@@ -171,6 +181,7 @@ class _StreamRequest(AwaitableCall):
     _connected: Any = None
     """The attempt that is known to have reached its instance."""
     _written = False
+    _by_waiting = False
 
     def _invoke(self, endpoint: Endpoint, **options: Any) -> Any:
         messages = None if self._requests is None else self._requests.replay()

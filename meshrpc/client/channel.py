@@ -82,6 +82,7 @@ class Channel(grpc.aio.Channel):
         self._binding = binding
         self._closing = False
         self._closed = False
+        self._in_grace = False
         self._calls: weakref.WeakSet[AwaitableCall] = weakref.WeakSet()
 
     def __repr__(self) -> str:
@@ -122,23 +123,27 @@ class Channel(grpc.aio.Channel):
         """Refuse further calls, and give those under way `grace` seconds to end."""
         if grace is not None and grace < 0:
             raise ValueError(f"grace must be non-negative, got {grace}")
-        if self._closing:
+        if self._closed or self._in_grace:
             return
         self._closing = True
         running = [call for call in self._calls if not call.done()]
         if running and grace:
             waits = [asyncio.ensure_future(call.code()) for call in running]
-            _, late = await asyncio.wait(waits, timeout=grace)
-            for wait in late:
-                wait.cancel()
+            self._in_grace = True
+            try:
+                await asyncio.wait(waits, timeout=grace)
+            finally:
+                self._in_grace = False  # whoever gave up waiting may close once more
+                for wait in waits:
+                    wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
         for call in running:
             call.cancel()
         self._closed = True
-        if self._destination is not None:
-            self._destination.wake()  # those who wait for the channel's state
-            await self._binding.release(self)
-            self._destination = None
+        destination, self._destination = self._destination, None
+        if destination is not None:
+            destination.wake()  # those who wait for the channel's state
+            await asyncio.shield(self._binding.release(self))
 
     def track(self, call: AwaitableCall) -> None:
         """Remember a call, so that closing can wait for it; the call remembers the channel."""

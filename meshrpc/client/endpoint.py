@@ -8,6 +8,7 @@ registry and policy updates, so what was learned is not lost.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import ipaddress
 import logging
@@ -190,8 +191,12 @@ class Endpoint:
         self.closing = True
         # A channel of grpcio before 1.83 overlooks calls that nobody waits for when it closes.
         for inner in tuple(self._under_way):
-            inner.cancel()
-        await self._channel.close()
+            with contextlib.suppress(Exception):  # an interceptor answered by itself: no call
+                inner.cancel()
+        try:
+            await self._channel.close()
+        except Exception as error:  # noqa: BLE001 - the same; the channel closes when collected
+            _log.debug("closing the connection to %s: %r", self.instance.id, error)
         if self._watcher is not None:
             await asyncio.wait([self._watcher])
             # Its traceback knows this endpoint: neither would go without the garbage collector.

@@ -42,6 +42,12 @@ def _left() -> grpc.aio.AioRpcError:
     return local_error(grpc.StatusCode.UNAVAILABLE, "the mesh was left")
 
 
+def _cancelled_here() -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(
+        _CANCELLED, grpc.aio.Metadata(), grpc.aio.Metadata(), CANCELLED_HERE
+    )
+
+
 def _cannot_start(error: BaseException) -> grpc.aio.AioRpcError:
     return local_error(grpc.StatusCode.INTERNAL, f"cannot start the call: {error}")
 
@@ -192,6 +198,8 @@ class LogicalCall:
             self._settle(code, attempt.details)
         elif self._cancel_asked or (attempt.cancelled and not attempt.interrupted):
             self._cancelled = True
+            if not attempt.cancelled:  # something else ended it, and was not the call's end
+                self._error = _cancelled_here()
             self._settle(_CANCELLED)
         elif attempt.interrupted and self._destination.closed:
             self._fail(_left())
@@ -273,7 +281,7 @@ class LogicalCall:
         """End a call that is under way with an error of this client's own."""
         if not self._done and self._attempt is not None:
             self._fail(error)
-            self._attempt.inner.cancel()
+            self._attempt.cancel()
 
     def _settle(self, code: grpc.StatusCode, details: str | None = None) -> None:
         self._done = True
@@ -321,10 +329,9 @@ class LogicalCall:
             task, self._next = self._next, None
             task.cancel()
             self._cancelled = True
-            none = grpc.aio.Metadata()
-            self._fail(grpc.aio.AioRpcError(_CANCELLED, none, none, CANCELLED_HERE))
+            self._fail(_cancelled_here())
         elif self._attempt is not None:
-            self._attempt.inner.cancel()
+            self._attempt.cancel()
         return True
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:

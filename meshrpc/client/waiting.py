@@ -44,11 +44,14 @@ async def connected(inner: Any) -> None:
     finally:
         connecting.cancel()
         over.cancel()
-        await asyncio.wait((connecting, over))
+        await asyncio.gather(connecting, over, return_exceptions=True)
 
 
 class AwaitableCall(LogicalCall):
     """A logical call, and what its user can wait for."""
+
+    _by_waiting = True
+    """Whether the call is cancelled with a task that waits for its connection."""
 
     async def initial_metadata(self) -> grpc.aio.Metadata:
         """Return what the server sent ahead of its answer."""
@@ -78,12 +81,15 @@ class AwaitableCall(LogicalCall):
 
     async def wait_for_connection(self) -> None:
         """Wait until the call is on its way to an instance."""
-        await self._follow(connected)
+        await self._follow(connected, owns=self._by_waiting)
 
     # What all of them are made of.
 
-    async def _follow(self, step: Callable[[Any], Awaitable[T]]) -> T:
-        """Take a step on the attempt that counts; once more when another one takes its place."""
+    async def _follow(self, step: Callable[[Any], Awaitable[T]], *, owns: bool = True) -> T:
+        """Take a step on the attempt that counts; once more when another one takes its place.
+
+        `owns`: when the task that waits is cancelled, so is the call.
+        """
         before = cancellations()
         while True:
             inner = None
@@ -101,7 +107,7 @@ class AwaitableCall(LogicalCall):
                         raise copy(attempt.error) from None
                     raise
             except asyncio.CancelledError:
-                if not self._goes_on(inner, before):
+                if not self._goes_on(inner, before, owns=owns):
                     raise
 
     async def _ask(
@@ -157,7 +163,7 @@ class AwaitableCall(LogicalCall):
             return True
         return self._error is not None
 
-    def _goes_on(self, inner: Any, before: int) -> bool:
+    def _goes_on(self, inner: Any, before: int, *, owns: bool) -> bool:
         """Return whether a wait on `inner` that was cancelled is to be followed by another.
 
         So it is when an endpoint was closed under the call. Otherwise the user cancelled the
@@ -167,6 +173,8 @@ class AwaitableCall(LogicalCall):
         if inner is not None and not (self._cancel_asked or by_task) and self._superseded(inner):
             return True
         if by_task:
+            if not owns:
+                return False
             self._cancel_asked = True
         self._raise_cause()
         self.cancel()

@@ -34,6 +34,8 @@ class Connection:
         self._pipes = (_Pipe(self._caller, self._instance), _Pipe(self._instance, self._caller))
         self._accepted = accepted
         self.over = asyncio.create_task(self._connect(), context=contextvars.Context())
+        # Not in the task's own `finally`: one that is cancelled before its first step has none.
+        self.over.add_done_callback(self._on_over)
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -45,14 +47,15 @@ class Connection:
             await self._instance.lost.wait()
         except (OSError, asyncio.CancelledError):
             pass  # nobody there, or reset before it was led anywhere
-        finally:
-            for side in (self._caller, self._instance):
-                side.reset()
-            for pipe in self._pipes:
-                pipe.end()
-            if self._caller.transport is None:
-                self._accepted.close()
-            self.proxy.on_move()
+
+    def _on_over(self, _connecting: asyncio.Task[None]) -> None:
+        for side in (self._caller, self._instance):
+            side.reset()
+        for pipe in self._pipes:
+            pipe.end()
+        if self._caller.transport is None:
+            self._accepted.close()
+        self.proxy.on_move()
 
     def received(self, side: _Side, data: bytes | None) -> None:
         self.proxy.on_move()

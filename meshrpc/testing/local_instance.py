@@ -106,7 +106,13 @@ class LocalInstance:
     async def start(self) -> None:
         """Serve and register; used by `LocalMesh`."""
         put_back = _state_of(self.service)
-        put_back()  # refused while the service is entered, and then there is nothing to undo
+        try:
+            put_back()  # refused while the service is entered, and then there is nothing to undo
+        except RuntimeError:
+            raise RuntimeError(
+                f"service {self.service.name!r} is served already; for one more instance, "
+                "serve another meshrpc.Service of that name"
+            ) from None
         self._put_back = put_back
         surroundings = self._surroundings
         proxy = self._proxy = Proxy(surroundings.clock, surroundings.on_move)

@@ -29,11 +29,14 @@ from meshrpc.settings import Settings
 from meshrpc.testing.clock import VirtualClock
 from meshrpc.testing.local_instance import LocalInstance, Surroundings
 from meshrpc.testing.policies import LocalPolicies
+from meshrpc.testing.script_book import shown
 from meshrpc.testing.scripted import ScriptedService
 from meshrpc.testing.traffic import LocalTraffic
 
 STANDSTILL = 1.0
 """Real seconds without any movement after which a mesh says that calls may wait for its clock."""
+
+_LOOKS = 10
 
 _LOG = logging.getLogger("meshrpc.testing")
 
@@ -129,7 +132,10 @@ class LocalMesh:
 
         Raises:
             RuntimeError: the service is entered already, or this mesh is not.
+            TypeError: this is no `meshrpc.Service`.
         """
+        if not isinstance(service, Service):
+            raise TypeError(f"serve takes a meshrpc.Service, not {shown(service)}")
         return await self._join(
             service.name, lambda id_: LocalInstance(self._surroundings, service, id_)
         )
@@ -180,18 +186,19 @@ class LocalMesh:
         """Warn while calls wait for a clock that nobody moves: the test would hang unexplained."""
 
         async def notice() -> None:
+            seen: object = None
+            looks = 0
             while True:
-                seen = self._traffic.progress(), clock.now()
-                await asyncio.sleep(STANDSTILL)
-                if (
-                    self._traffic.is_under_way()
-                    and clock.is_waited_for()
-                    and (self._traffic.progress(), clock.now()) == seen
-                ):
+                before, seen = seen, (self._traffic.progress(), clock.now())
+                stands = seen == before and clock.is_waited_for() and self._traffic.is_under_way()
+                looks = looks + 1 if stands else 0
+                if looks == _LOOKS:
                     _LOG.warning(
-                        "calls are under way and nothing moves: they may wait for the virtual "
-                        "clock; await them with clock.run(...), or clock.advance(...) it"
+                        "calls to %s are under way and nothing moves: they may wait for the "
+                        "virtual clock; await them with clock.run(...), or clock.advance(...) it",
+                        ", ".join(self._traffic.called()) or "nobody any more",
                     )
+                await asyncio.sleep(STANDSTILL / _LOOKS)
 
         noticing = asyncio.create_task(notice(), context=contextvars.Context())
         try:

@@ -54,13 +54,13 @@ class Method:
             return
         if not self.answers_stream:
             if not isinstance(answer, self.response):
-                raise TypeError(f"{self.name} answers {self._wanted()}, not {_shown(answer)}")
+                raise TypeError(f"{self.name} answers {self._wanted()}, not {shown(answer)}")
             return
         if isinstance(answer, (Message, str, bytes)) or not isinstance(answer, Sequence):
-            raise TypeError(f"{self.name} answers a list of {self._wanted()}, not {_shown(answer)}")
+            raise TypeError(f"{self.name} answers a list of {self._wanted()}, not {shown(answer)}")
         for message in answer:
             if not isinstance(message, (self.response, Failure)):
-                raise TypeError(f"{self.name} streams {self._wanted()}, not {_shown(message)}")
+                raise TypeError(f"{self.name} streams {self._wanted()}, not {shown(message)}")
 
     def _wanted(self) -> str:
         return str(self.response.DESCRIPTOR.full_name)
@@ -75,7 +75,7 @@ def methods_of(descriptor: ServiceDescriptor) -> Mapping[str, Method]:
     if not isinstance(descriptor, ServiceDescriptor):
         raise TypeError(
             "a scripted service needs a protobuf service descriptor, as in payment_pb2.DESCRIPTOR"
-            f'.services_by_name["PaymentService"], not {_shown(descriptor)}'
+            f'.services_by_name["PaymentService"], not {shown(descriptor)}'
         )
     return {
         method.name: Method(
@@ -134,6 +134,10 @@ class ScriptBook:
         return method
 
 
-def _shown(value: object) -> str:
-    name = value.__name__ if isinstance(value, type) else type(value).__name__
-    return f"the class {name}" if isinstance(value, type) else f"{name} {value!r:.80}"
+def shown(value: object) -> str:
+    """Return what kind of thing a wrong answer is, and its text, for an error."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None:
+        return "None"
+    return f"{type(value).__name__} {value!r:.80}".rstrip()  # an empty message has no text

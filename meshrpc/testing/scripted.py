@@ -29,7 +29,7 @@ from meshrpc.server.service import Service
 from meshrpc.settings import Settings
 from meshrpc.testing.local_instance import LocalInstance, Surroundings
 from meshrpc.testing.received import CallLog, ReceivedCall
-from meshrpc.testing.script_book import Answer, Failure, Method, ScriptBook, methods_of
+from meshrpc.testing.script_book import Answer, Failure, Method, ScriptBook, methods_of, shown
 from meshrpc.wire import Metadata
 
 _MAKERS = {
@@ -136,7 +136,9 @@ class ScriptedInstance(_Scripted, LocalInstance):
     async def _answer(self, method: Method, requests: Any, context: Any) -> Any:
         """Record the call, and return what its script says."""
         received = self._record(method)
-        answer = self.book.next(method.name) or self._fallback.next(method.name)
+        answer: Any = self.book.next(method.name)
+        if answer is None:
+            answer = self._fallback.next(method.name)
         given: Any = requests
         if not method.takes_stream:
             received.requests.append(requests)
@@ -164,7 +166,7 @@ class ScriptedInstance(_Scripted, LocalInstance):
         if not isinstance(answer, method.response):
             await context.abort(
                 grpc.StatusCode.INTERNAL,
-                f"the script of {method.name} at {self.id} answered {answer!r:.80}, which is no "
+                f"the script of {method.name} at {self.id} answered {shown(answer)}, which is no "
                 f"{method.response.DESCRIPTOR.full_name}",
             )
         return answer

@@ -55,6 +55,17 @@ class LocalTraffic:
             _calls(destination) for mesh in self._meshes() for destination in mesh.destinations
         ) or any(self._handled())
 
+    def called(self) -> list[str]:
+        """Return the services, by name, to which calls are under way."""
+        return sorted(
+            {
+                destination.service
+                for mesh in self._meshes()
+                for destination in mesh.destinations
+                if _calls(destination)
+            }
+        )
+
     def is_busy(self) -> bool:
         """Return whether something is on its way of which it is certain that it will arrive.
 

@@ -8,22 +8,18 @@ import gc
 import grpc
 import grpc.aio
 
-from tests.drop_in.battery import (
-    Difference,
-    World,
-    raised,
-    scenario,
-    scenario_of_each_kind,
-    status,
-)
-from tests.drop_in.streams import EOF, collected, count, handler_of
+from tests.drop_in.battery import Difference, scenario, scenario_of_each_kind
+from tests.drop_in.handlers import Held, echo_each
+from tests.drop_in.observations import answer, raised, status
+from tests.drop_in.streams import EOF, count
+from tests.drop_in.world import World
 
 
 @scenario()
 async def a_stream_can_be_iterated(world: World):
     """All messages in order, then OK."""
     call = world.unary_stream(count)(b"3")
-    return await collected(call), await status(call)
+    return await answer(call), await status(call)
 
 
 @scenario()
@@ -36,12 +32,12 @@ async def a_stream_can_be_read(world: World):
 @scenario_of_each_kind("unary_stream", "stream_stream")
 async def an_empty_stream_ends_at_once(world: World, kind: str):
     """Iterated or read."""
-    method = getattr(world, kind)(handler_of(kind))
+    method = getattr(world, kind)({"unary_stream": count, "stream_stream": echo_each}[kind])
     request = b"0" if kind == "unary_stream" else iter([])
     iterated = method(request)
     read = method(request)
     return [
-        await collected(iterated),
+        await answer(iterated),
         await read.read() is EOF,
         await status(iterated),
         await status(read),
@@ -57,14 +53,14 @@ async def a_stream_iterated_in_two_loops_goes_on(world: World):
         first.append(message)
         if len(first) == 2:
             break
-    return first, await collected(call), await status(call)
+    return first, await answer(call), await status(call)
 
 
 @scenario()
 async def iterating_after_the_end_yields_nothing(world: World):
     """A second loop over a stream that is over ends at once."""
     call = world.unary_stream(count)(b"2")
-    return await collected(call), await collected(call)
+    return await answer(call), await answer(call)
 
 
 @scenario()
@@ -89,7 +85,7 @@ async def a_second_iteration_of_a_failed_stream(world: World):
         await context.abort(grpc.StatusCode.NOT_FOUND, "no more")
 
     call = world.unary_stream(handler)(b"")
-    return [await raised(collected(call)) for _ in range(2)]
+    return [await raised(answer(call)) for _ in range(2)]
 
 
 @scenario()
@@ -137,7 +133,7 @@ async def iterating_and_reading_may_not_be_mixed(world: World):
     return [
         await raised(iterated.read()),
         mixed,
-        await collected(iterated),
+        await answer(iterated),
         [await read.read() for _ in range(3)],
     ]
 
@@ -146,7 +142,7 @@ async def iterating_and_reading_may_not_be_mixed(world: World):
 async def reading_after_an_iteration_is_over_is_eof(world: World):
     """Once a call is over, read says so even to one who iterated."""
     call = world.unary_stream(count)(b"1")
-    messages = await collected(call)
+    messages = await answer(call)
     return messages, await raised(call.read())
 
 
@@ -185,45 +181,40 @@ async def a_handler_may_write_instead_of_yielding(world: World):
         await context.write(b"2")
 
     call = world.unary_stream(handler)(b"")
-    return await collected(call), await status(call)
+    return await answer(call), await status(call)
 
 
 @scenario()
 async def a_loop_can_be_left(world: World):
     """After `break` the call still runs, and can be cancelled."""
-    cancelled = asyncio.Event()
+    held = Held()
 
     async def handler(request, context):
-        try:
-            yield b"1"
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
+        yield b"1"
+        await held(context)
 
     call = world.unary_stream(handler)(b"")
     async for _ in call:
         break
     before = call.done()
     asked = call.cancel()
-    await cancelled.wait()
+    await held.cancelled.wait()
     return before, asked, await status(call)
 
 
 @scenario()
 async def anext_can_be_awaited_with_a_timeout(world: World):
     """Running out of time while waiting for a message cancels the call, as awaiting does."""
-    started = asyncio.Event()
+    held = Held()
 
     async def handler(request, context):
         yield b"1"
-        started.set()
-        await asyncio.Event().wait()
+        await held(context)
 
     call = world.unary_stream(handler)(b"")
     messages = aiter(call)
     first = await anext(messages)
-    await started.wait()
+    await held.started.wait()
     late = await raised(asyncio.wait_for(anext(messages), 0.01))
     return first, late[0], call.cancelled(), await call.code()
 
@@ -231,15 +222,11 @@ async def anext_can_be_awaited_with_a_timeout(world: World):
 @scenario(differs=Difference("A stream that nobody holds", grpcio=False, meshrpc=True))
 async def a_stream_dropped_after_a_break_is_cancelled(world: World):
     """At once, and not when the garbage collector comes by."""
-    cancelled = asyncio.Event()
+    held = Held()
 
     async def handler(request, context):
-        try:
-            yield b"1"
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
+        yield b"1"
+        await held(context)
 
     gc.disable()
     try:
@@ -247,8 +234,8 @@ async def a_stream_dropped_after_a_break_is_cancelled(world: World):
         async for _ in call:
             break
         del call
-        async with asyncio.timeout(1):
-            await cancelled.wait()
+        async with asyncio.timeout(0.3):
+            await held.cancelled.wait()
     except TimeoutError:
         return False
     finally:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import grpc
 import grpc.aio
 
-from tests.drop_in.battery import (
-    World,
-    answer,
-    begin,
-    scenario,
-    scenario_of_each_kind,
-)
+from tests.drop_in.battery import scenario, scenario_of_each_kind
+from tests.drop_in.handlers import echo
+from tests.drop_in.observations import answer, begin
+from tests.drop_in.world import World
 
 ALGORITHMS = tuple(grpc.Compression)
 
@@ -37,7 +34,7 @@ async def a_call_is_compressed(world: World, kind: str):
     """With each algorithm, and with none; the server sees which."""
     method = world.method(kind, Encoding(world))
     return [
-        await answer(kind, begin(kind, method, compression=algorithm))
+        await answer(begin(kind, method, compression=algorithm))
         for algorithm in (*ALGORITHMS, None)
     ]
 
@@ -48,9 +45,7 @@ async def a_channel_is_compressed(world: World, kind: str):
     received = []
     for algorithm in ALGORITHMS:
         channel = world.make_channel(compression=algorithm)
-        received.append(
-            await answer(kind, begin(kind, world.method(kind, Encoding(world), channel)))
-        )
+        received.append(await answer(begin(kind, world.method(kind, Encoding(world), channel))))
     return received
 
 
@@ -59,9 +54,7 @@ async def a_call_is_compressed_otherwise_than_its_channel(world: World, kind: st
     """The call's own algorithm wins, none included."""
     channel = world.make_channel(compression=grpc.Compression.Gzip)
     method = world.method(kind, Encoding(world), channel)
-    return [
-        await answer(kind, begin(kind, method, compression=algorithm)) for algorithm in ALGORITHMS
-    ]
+    return [await answer(begin(kind, method, compression=algorithm)) for algorithm in ALGORITHMS]
 
 
 @scenario()
@@ -76,10 +69,6 @@ async def compressed_messages_arrive_whole(world: World):
     ]
 
 
-async def echo(request, context):
-    return request
-
-
 @scenario()
 async def a_server_compresses_its_answers(world: World):
     """The client reads them, whatever it asked for itself."""
@@ -87,9 +76,7 @@ async def a_server_compresses_its_answers(world: World):
     async def behave(context):
         context.set_compression(grpc.Compression.Gzip)
 
-    return [
-        await answer(kind, world.start(kind, behave)) for kind in ("unary_unary", "stream_stream")
-    ]
+    return [await answer(world.start(kind, behave)) for kind in ("unary_unary", "stream_stream")]
 
 
 @scenario()

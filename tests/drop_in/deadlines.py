@@ -7,40 +7,30 @@ import asyncio
 import grpc
 import grpc.aio
 
-from tests.drop_in.battery import (
-    Difference,
-    World,
-    answer,
-    at_once,
-    begin,
-    plain,
-    raised,
-    scenario,
-    scenario_of_each_kind,
-    status,
-    text,
-)
-from tests.drop_in.cancellation import Hanging, closed_port
+from tests.drop_in.battery import Difference, scenario, scenario_of_each_kind
+from tests.drop_in.handlers import Held, at_once, echo
+from tests.drop_in.observations import answer, begin, plain, raised, status, text
+from tests.drop_in.world import World, closed_port
 
 
 @scenario_of_each_kind()
 async def a_deadline_passes(world: World, kind: str):
     """DEADLINE_EXCEEDED at the caller, and the handler is cancelled."""
-    hanging = Hanging()
-    call = world.start(kind, hanging, timeout=0.1)
-    outcome = await raised(answer(kind, call))
-    await hanging.over()
+    held = Held()
+    call = world.start(kind, held, timeout=0.1)
+    outcome = await raised(answer(call))
+    await held.over()
     return outcome, await status(call)
 
 
 @scenario_of_each_kind()
 async def a_deadline_passes_unawaited(world: World, kind: str):
     """The call ends although nobody waits, and says so to whoever asks later."""
-    hanging = Hanging()
-    call = world.start(kind, hanging, timeout=0.1)
+    held = Held()
+    call = world.start(kind, held, timeout=0.1)
     await call.code()
-    await hanging.over()
-    return call.done(), call.cancelled(), await raised(answer(kind, call))
+    await held.over()
+    return call.done(), call.cancelled(), await raised(answer(call))
 
 
 @scenario_of_each_kind()
@@ -55,7 +45,7 @@ async def time_remains_on_both_sides(world: World, kind: str):
 
     call = world.start(kind, behave, timeout=60)
     before = call.time_remaining()
-    await answer(kind, call)
+    await answer(call)
     after = call.time_remaining()
     return 59 < seen[1] < seen[0] <= 60.1, 59 < after < before <= 60
 
@@ -69,14 +59,14 @@ async def no_time_remains_without_a_timeout(world: World, kind: str):
         seen.append(context.time_remaining())
 
     call = world.start(kind, behave)
-    await answer(kind, call)
+    await answer(call)
     return seen, call.time_remaining()
 
 
 @scenario_of_each_kind()
 async def no_time_remains_after_the_deadline(world: World, kind: str):
     """Zero, and never less."""
-    call = world.start(kind, Hanging(), timeout=0.05)
+    call = world.start(kind, Held(), timeout=0.05)
     await call.code()
     await asyncio.sleep(0.02)
     return call.time_remaining()
@@ -85,16 +75,16 @@ async def no_time_remains_after_the_deadline(world: World, kind: str):
 @scenario_of_each_kind()
 async def a_timeout_in_the_past(world: World, kind: str):
     """The call fails with DEADLINE_EXCEEDED; how it says so is not compared."""
-    call = world.start(kind, Hanging(), timeout=-1)
-    outcome = await raised(answer(kind, call))
+    call = world.start(kind, Held(), timeout=-1)
+    outcome = await raised(answer(call))
     return outcome[:2], call.time_remaining(), call.done(), call.cancelled(), await call.code()
 
 
 @scenario_of_each_kind()
 async def a_timeout_of_zero(world: World, kind: str):
     """The call fails with DEADLINE_EXCEEDED where the server does not answer at once."""
-    call = world.start(kind, Hanging(), timeout=0)
-    outcome = await raised(answer(kind, call))
+    call = world.start(kind, Held(), timeout=0)
+    outcome = await raised(answer(call))
     return outcome[:2], call.time_remaining(), await call.code()
 
 
@@ -107,7 +97,7 @@ async def a_timeout_of_zero(world: World, kind: str):
 )
 async def the_details_of_a_timeout_in_the_past(world: World, kind: str):
     """What is told besides DEADLINE_EXCEEDED."""
-    return text(await world.start(kind, Hanging(), timeout=-1).details())
+    return text(await world.start(kind, Held(), timeout=-1).details())
 
 
 @scenario()
@@ -127,10 +117,6 @@ async def a_timeout_may_be_any_number(world: World):
         except Exception as error:  # noqa: BLE001 - its type is the question
             seen.append(type(error))
     return seen
-
-
-async def echo(request, context):
-    return request
 
 
 @scenario()
@@ -165,14 +151,14 @@ async def a_deadline_passes_before_a_server_is_reached(world: World, kind: str):
     """With `wait_for_ready` and nobody listening."""
     channel = world.make_channel(port=closed_port())
     call = begin(kind, world.method(kind, at_once, channel), wait_for_ready=True, timeout=0.1)
-    outcome = await raised(answer(kind, call))
+    outcome = await raised(answer(call))
     return outcome[:2], call.done(), call.cancelled(), await call.code()
 
 
 @scenario_of_each_kind()
 async def initial_metadata_does_not_come_in_time(world: World, kind: str):
     """Waiting for it ends with the call, empty-handed."""
-    call = world.start(kind, Hanging(), timeout=0.1)
+    call = world.start(kind, Held(), timeout=0.1)
     return plain(await call.initial_metadata()), await status(call)
 
 
@@ -185,8 +171,8 @@ async def a_deadline_passes_after_initial_metadata(world: World, kind: str):
         await asyncio.Event().wait()
 
     await world.channel.channel_ready()
-    call = world.start(kind, behave, timeout=0.5)
-    return plain(await call.initial_metadata()), await raised(answer(kind, call))
+    call = world.start(kind, behave, timeout=0.25)
+    return plain(await call.initial_metadata()), await raised(answer(call))
 
 
 @scenario()
@@ -199,7 +185,7 @@ async def a_deadline_passes_in_the_middle_of_a_stream(world: World):
         await asyncio.Event().wait()
 
     await world.channel.channel_ready()
-    call = world.unary_stream(handler)(b"", timeout=0.5)
+    call = world.unary_stream(handler)(b"", timeout=0.25)
     received = [await call.read(), await call.read()]
     return received, await raised(call.read()), await raised(call.read()), await status(call)
 
@@ -213,7 +199,7 @@ async def a_deadline_passes_in_the_middle_of_an_iteration(world: World):
         await asyncio.Event().wait()
 
     await world.channel.channel_ready()
-    call = world.unary_stream(handler)(b"", timeout=0.5)
+    call = world.unary_stream(handler)(b"", timeout=0.25)
     received = []
     try:
         async for message in call:
@@ -230,14 +216,14 @@ async def a_deadline_passes_while_requests_are_awaited(world: World, kind: str):
         yield b"1"
         await asyncio.Event().wait()
 
-    call = world.method(kind, Hanging(), at_start=True)(requests(), timeout=0.1)
-    return await raised(answer(kind, call)), await status(call)
+    call = world.method(kind, Held(), at_start=True)(requests(), timeout=0.1)
+    return await raised(answer(call)), await status(call)
 
 
 @scenario_of_each_kind("stream_unary", "stream_stream")
 async def a_deadline_passes_for_one_who_writes(world: World, kind: str):
     """Writing after it is refused as after any end."""
-    call = world.method(kind, Hanging(), at_start=True)(timeout=0.1)
+    call = world.method(kind, Held(), at_start=True)(timeout=0.1)
     await call.write(b"1")
     code = await call.code()
     return code, await raised(call.write(b"2")), await raised(call.done_writing())
@@ -271,4 +257,4 @@ async def a_server_says_deadline_exceeded(world: World, kind: str):
         await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "mine")
 
     call = world.start(kind, behave, timeout=60)
-    return await raised(answer(kind, call)), call.time_remaining() > 0
+    return await raised(answer(call)), call.time_remaining() > 0

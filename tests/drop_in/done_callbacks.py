@@ -7,19 +7,10 @@ import asyncio
 import grpc
 import grpc.aio
 
-from tests.drop_in.battery import (
-    Difference,
-    World,
-    answer,
-    at_once,
-    begin,
-    raised,
-    scenario,
-    scenario_of_each_kind,
-    status,
-)
-from tests.drop_in.cancellation import closed_port
-from tests.drop_in.errors import aborting
+from tests.drop_in.battery import Difference, scenario, scenario_of_each_kind
+from tests.drop_in.handlers import aborting, at_once
+from tests.drop_in.observations import answer, begin, raised, status
+from tests.drop_in.world import World, closed_port
 
 
 @scenario_of_each_kind()
@@ -34,7 +25,7 @@ async def a_done_callback_is_called_with_the_call(world: World, kind: str):
 
     call = world.start(kind, at_once)
     call.add_done_callback(callback)
-    received = await answer(kind, call)
+    received = await answer(call)
     await called.wait()
     return received, seen
 
@@ -54,7 +45,7 @@ async def done_callbacks_are_called_in_order(world: World, kind: str):
     call = world.start(kind, at_once)
     for callback in (first, second, first, lambda call: called.set()):
         call.add_done_callback(callback)
-    await answer(kind, call)
+    await answer(call)
     await called.wait()
     return seen
 
@@ -64,7 +55,7 @@ async def a_done_callback_added_after_the_end(world: World, kind: str):
     """It is called at once."""
     seen = []
     call = world.start(kind, at_once)
-    await answer(kind, call)
+    await answer(call)
     await call.code()
     call.add_done_callback(lambda call: seen.append("called"))
     return seen
@@ -141,7 +132,7 @@ async def a_done_callback_raises(world: World, kind: str):
     call = world.start(kind, at_once)
     call.add_done_callback(fail)
     call.add_done_callback(lambda call: seen.append("called"))
-    await raised(answer(kind, call))
+    await raised(answer(call))
     await call.code()
     return [*seen, *(each for each in reported if each is ValueError and seen)]
 

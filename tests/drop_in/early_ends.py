@@ -7,15 +7,11 @@ import asyncio
 import grpc
 import grpc.aio
 
-from tests.drop_in.battery import (
-    Difference,
-    World,
-    raised,
-    scenario_of_each_kind,
-    status,
-)
-from tests.drop_in.cancellation import closed_port
-from tests.drop_in.streams import collected, handler_of
+from tests.drop_in.battery import Difference, scenario_of_each_kind
+from tests.drop_in.handlers import HANDLERS
+from tests.drop_in.intercepting import interceptor, passes
+from tests.drop_in.observations import answer, raised, status
+from tests.drop_in.world import World, closed_port
 
 _ENDED_EARLY = "A server that ends a call while requests are being sent"
 
@@ -41,7 +37,7 @@ async def a_server_answers_before_all_requests_came(world: World, kind: str):
     right = []
     for _ in range(40):
         call = method(plenty())
-        outcome = await raised(collected(call))
+        outcome = await raised(answer(call))
         right.append(outcome == ("returned", [b"x"]) and await call.code() is grpc.StatusCode.OK)
     return all(right)
 
@@ -80,7 +76,7 @@ async def a_server_that_fails_early_is_heard_by_a_reader(world: World, kind: str
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too much")
 
     method = getattr(world, kind)(fail)
-    codes = {(await raised(collected(method(plenty()))))[1] for _ in range(40)}
+    codes = {(await raised(answer(method(plenty()))))[1] for _ in range(40)}
     return codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
@@ -96,38 +92,26 @@ async def a_server_that_fails_early_is_heard_by_a_reader(world: World, kind: str
 async def a_stream_is_cancelled_before_it_is_connected(world: World, kind: str):
     """Whoever waits for the connection, or in a first write, hears of it, or waits on."""
     channel = world.make_channel(port=closed_port())
-    call = getattr(world, kind)(handler_of(kind), channel)(wait_for_ready=True)
-
-    async def hears(waiting):
-        done, _ = await asyncio.wait([waiting], timeout=0.5)
-        waiting.cancel()
-        outcome = await raised(waiting)
-        return outcome[0] if done else "waits on"
+    call = getattr(world, kind)(HANDLERS[kind], channel)(wait_for_ready=True)
 
     waits = [asyncio.ensure_future(wait) for wait in (call.wait_for_connection(), call.write(b"1"))]
     await asyncio.sleep(0)
     call.cancel()
-    return [await hears(wait) for wait in waits]
-
-
-class PassOnStreamUnary(grpc.aio.StreamUnaryClientInterceptor):
-    async def intercept_stream_unary(self, continuation, details, requests):
-        return await continuation(details, requests)
-
-
-class PassOnStreamStream(grpc.aio.StreamStreamClientInterceptor):
-    async def intercept_stream_stream(self, continuation, details, requests):
-        return await continuation(details, requests)
-
-
-INTERCEPTORS = {"without": [], "with": [PassOnStreamUnary(), PassOnStreamStream()]}
+    _, pending = await asyncio.wait(waits, timeout=0.3)
+    for waiting in pending:
+        waiting.cancel()
+    ends = [await raised(waiting) for waiting in waits]
+    return [
+        "waits on" if waiting in pending else end[0]
+        for waiting, end in zip(waits, ends, strict=True)
+    ]
 
 
 @scenario_of_each_kind("stream_unary", "stream_stream")
 async def writing_to_nobody(world: World, kind: str):
     """The first write says why, the others that the call is over; so does the end of writing."""
     channel = world.make_channel(port=closed_port())
-    call = getattr(world, kind)(handler_of(kind), channel)()
+    call = getattr(world, kind)(HANDLERS[kind], channel)()
     return [
         await raised(call.write(b"1")),
         await raised(call.write(b"2")),
@@ -147,10 +131,10 @@ async def writing_to_nobody_otherwise(world: World, kind: str):
     """Whether the writer learns the status: with an interceptor, and from `done_writing` alone."""
     port = closed_port()
     plainly = world.make_channel(port=port)
-    intercepted = world.make_channel(port=port, interceptors=INTERCEPTORS["with"])
+    intercepted = world.make_channel(port=port, interceptors=[interceptor(kind, passes)])
     outcomes = [
-        await raised(getattr(world, kind)(handler_of(kind), intercepted)().write(b"1")),
-        await raised(getattr(world, kind)(handler_of(kind), plainly)().done_writing()),
+        await raised(getattr(world, kind)(HANDLERS[kind], intercepted)().write(b"1")),
+        await raised(getattr(world, kind)(HANDLERS[kind], plainly)().done_writing()),
     ]
     return [outcome[:2] == ("AioRpcError", grpc.StatusCode.UNAVAILABLE) for outcome in outcomes]
 
@@ -160,12 +144,12 @@ async def a_written_call_that_reaches_nobody_leaves_nothing(world: World, kind: 
     """With an interceptor or without: once the channel is closed no task remains."""
     before = asyncio.all_tasks()
     port = closed_port()
-    for interceptors in INTERCEPTORS.values():
+    for interceptors in ([], [interceptor(kind, passes)]):
         channel = world.make_channel(port=port, interceptors=interceptors)
-        call = getattr(world, kind)(handler_of(kind), channel)()
+        call = getattr(world, kind)(HANDLERS[kind], channel)()
         await raised(call.write(b"1"))
         await raised(call.done_writing())
-        await raised(call if kind == "stream_unary" else collected(call))
+        await raised(answer(call))
         await channel.close()
     while left := asyncio.all_tasks() - before:
         await asyncio.wait(left)

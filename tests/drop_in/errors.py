@@ -11,32 +11,15 @@ import traceback
 import grpc
 import grpc.aio
 
-from tests.drop_in.battery import (
-    World,
-    answer,
-    at_once,
-    begin,
-    plain,
-    raised,
-    scenario,
-    scenario_of_each_kind,
-    status,
-)
-from tests.drop_in.cancellation import closed_port
-
-
-def aborting(code, details="", trailing=()):
-    """Return a behaviour that aborts."""
-
-    async def behave(context):
-        await context.abort(code, details, trailing)
-
-    return behave
+from tests.drop_in.battery import scenario, scenario_of_each_kind
+from tests.drop_in.handlers import aborting, at_once
+from tests.drop_in.observations import answer, begin, plain, raised, status
+from tests.drop_in.world import World, closed_port
 
 
 async def error_of(kind, call):
     try:
-        await answer(kind, call)
+        await answer(call)
     except grpc.aio.AioRpcError as error:
         return error
     return None
@@ -46,7 +29,7 @@ async def error_of(kind, call):
 async def a_handler_aborts(world: World, kind: str):
     """The error has the code, the details and the trailing metadata; so has the call."""
     call = world.start(kind, aborting(grpc.StatusCode.NOT_FOUND, "no such user", (("k", "v"),)))
-    return await raised(answer(kind, call)), await status(call)
+    return await raised(answer(call)), await status(call)
 
 
 @scenario()
@@ -66,7 +49,7 @@ async def every_code_arrives_from_a_stream(world: World):
     for code in grpc.StatusCode:
         if code is not grpc.StatusCode.OK:
             call = world.start("stream_stream", aborting(code, code.name))
-            outcomes.append(await raised(answer("stream_stream", call)))
+            outcomes.append(await raised(answer(call)))
     return outcomes
 
 
@@ -90,7 +73,7 @@ async def a_handler_sets_a_code_without_aborting(world: World, kind: str):
         context.set_trailing_metadata((("k", "v"),))
 
     call = world.start(kind, behave)
-    return await raised(answer(kind, call)), await status(call)
+    return await raised(answer(call)), await status(call)
 
 
 @scenario_of_each_kind()
@@ -101,7 +84,7 @@ async def a_handler_raises(world: World, kind: str):
         raise ValueError("not like this")
 
     call = world.start(kind, behave)
-    return await raised(answer(kind, call)), await status(call)
+    return await raised(answer(call)), await status(call)
 
 
 @scenario()
@@ -119,7 +102,7 @@ async def a_handler_returns_nothing(world: World):
 async def a_method_is_not_implemented(world: World, kind: str):
     """UNIMPLEMENTED."""
     call = begin(kind, getattr(world.channel, kind)("/drop.In/Nowhere"))
-    return await raised(answer(kind, call)), await status(call)
+    return await raised(answer(call)), await status(call)
 
 
 @scenario_of_each_kind()
@@ -127,7 +110,7 @@ async def nobody_listens(world: World, kind: str):
     """UNAVAILABLE; why is said in grpcio's words."""
     channel = world.make_channel(port=closed_port())
     call = begin(kind, world.method(kind, at_once, channel))
-    outcome = await raised(answer(kind, call))
+    outcome = await raised(answer(call))
     return outcome, await status(call)
 
 
@@ -135,7 +118,7 @@ async def nobody_listens(world: World, kind: str):
 async def awaiting_a_failed_call_again(world: World, kind: str):
     """Whoever asks later gets the same answer as the first one."""
     call = world.start(kind, aborting(grpc.StatusCode.NOT_FOUND, "gone", (("k", "v"),)))
-    return [await raised(answer(kind, call)) for _ in range(3)]
+    return [await raised(answer(call)) for _ in range(3)]
 
 
 @scenario()
@@ -217,8 +200,8 @@ async def debug_error_strings(world: World, kind: str):
     """Text for an error, and whatever grpcio has for success."""
     failed = world.start(kind, aborting(grpc.StatusCode.ABORTED, "now"))
     fine = world.start(kind, at_once)
-    await raised(answer(kind, failed))
-    await answer(kind, fine)
+    await raised(answer(failed))
+    await answer(fine)
     return type(await failed.debug_error_string()), await fine.debug_error_string()
 
 

@@ -8,50 +8,19 @@ import grpc
 import grpc.aio
 from google.protobuf import wrappers_pb2
 
-from tests.drop_in.battery import (
-    Difference,
-    World,
-    answer,
-    raised,
-    scenario,
-    scenario_of_each_kind,
-    status,
-)
+from tests.drop_in.battery import Difference, scenario, scenario_of_each_kind
+from tests.drop_in.handlers import HANDLERS, echo, echo_twice
+from tests.drop_in.observations import answer, raised, status
+from tests.drop_in.world import World
 
 LIMIT = 4 * 1024 * 1024
-
-
-async def echo(request, context):
-    return request
-
-
-async def repeat(request, context):
-    yield request
-    yield request
-
-
-async def join(requests, context):
-    return b" ".join([request async for request in requests])
-
-
-async def mirror(requests, context):
-    async for request in requests:
-        yield request
-
-
-HANDLERS = {
-    "unary_unary": echo,
-    "unary_stream": repeat,
-    "stream_unary": join,
-    "stream_stream": mirror,
-}
 
 
 def method_of(world, kind, channel=None, **codec):
     return getattr(world, kind)(HANDLERS[kind], channel, **codec)
 
 
-def call_of(kind, method, request, **options):
+def begin(kind, method, request, **options):
     return method(request if kind.startswith("unary") else [request], **options)
 
 
@@ -61,14 +30,14 @@ async def messages_are_serialised_and_deserialised(world: World, kind: str):
     method = method_of(
         world, kind, request_serializer=str.encode, response_deserializer=bytes.decode
     )
-    return await answer(kind, call_of(kind, method, "text"))
+    return await answer(begin(kind, method, "text"))
 
 
 @scenario_of_each_kind()
 async def messages_without_serialisers_are_bytes(world: World, kind: str):
     """As they are, in both directions; empty ones too."""
     method = method_of(world, kind)
-    return [await answer(kind, call_of(kind, method, request)) for request in (b"bytes", b"")]
+    return [await answer(begin(kind, method, request)) for request in (b"bytes", b"")]
 
 
 @scenario_of_each_kind()
@@ -82,7 +51,7 @@ async def protobuf_messages_travel(world: World, kind: str):
         response_deserializer=type_.FromString,
     )
     return [
-        await answer(kind, call_of(kind, method, type_(value=value)))
+        await answer(begin(kind, method, type_(value=value)))
         == (
             type_(value=value)
             if kind.endswith("unary")
@@ -103,7 +72,7 @@ async def a_deserialiser_may_return_anything(world: World):
 @scenario()
 async def a_stream_may_carry_none(world: World):
     """A deserialiser that returns None does not end an iteration."""
-    method = world.unary_stream(repeat, response_deserializer=lambda data: None)
+    method = world.unary_stream(echo_twice, response_deserializer=lambda data: None)
     return [message async for message in method(b"")]
 
 
@@ -164,10 +133,6 @@ async def a_serialiser_that_fails(world: World):
     return seen + outcomes
 
 
-def _unreadable(data):
-    raise ValueError("unable")
-
-
 @scenario_of_each_kind(
     differs=Difference(
         "A deserialiser that raises",
@@ -181,9 +146,9 @@ async def a_deserialiser_that_raises(world: World, kind: str):
     def unable(data):
         raise ValueError("unable")
 
-    call = call_of(kind, method_of(world, kind, response_deserializer=unable), b"a")
+    call = begin(kind, method_of(world, kind, response_deserializer=unable), b"a")
     try:
-        received = await answer(kind, call)
+        received = await answer(call)
     except grpc.aio.AioRpcError as error:
         return error.code()
     return "no message, and no error" if received in (None, [None], [None, None]) else received
@@ -193,9 +158,9 @@ async def a_deserialiser_that_raises(world: World, kind: str):
 async def a_request_larger_than_the_server_takes(world: World, kind: str):
     """RESOURCE_EXHAUSTED, from the server; the channel remains usable."""
     method = method_of(world, kind)
-    call = call_of(kind, method, b"x" * (LIMIT + 1))
-    outcome = await raised(answer(kind, call))
-    return outcome[:2], await call.code(), await answer(kind, call_of(kind, method, b"small"))
+    call = begin(kind, method, b"x" * (LIMIT + 1))
+    outcome = await raised(answer(call))
+    return outcome[:2], await call.code(), await answer(begin(kind, method, b"small"))
 
 
 @scenario_of_each_kind()
@@ -203,9 +168,9 @@ async def an_answer_larger_than_the_client_takes(world: World, kind: str):
     """RESOURCE_EXHAUSTED, from the client itself."""
     channel = world.make_channel(options=[("grpc.max_receive_message_length", 1000)])
     method = method_of(world, kind, channel)
-    call = call_of(kind, method, b"x" * 1001)
-    outcome = await raised(answer(kind, call))
-    return outcome, await status(call), len(await answer(kind, call_of(kind, method, b"x" * 1000)))
+    call = begin(kind, method, b"x" * 1001)
+    outcome = await raised(answer(call))
+    return outcome, await status(call), len(await answer(begin(kind, method, b"x" * 1000)))
 
 
 @scenario_of_each_kind("unary_unary", "unary_stream")
@@ -213,8 +178,8 @@ async def a_request_larger_than_the_client_sends(world: World, kind: str):
     """RESOURCE_EXHAUSTED, from the client itself."""
     channel = world.make_channel(options=[("grpc.max_send_message_length", 1000)])
     method = method_of(world, kind, channel)
-    call = call_of(kind, method, b"x" * 1001)
-    outcome = await raised(answer(kind, call))
+    call = begin(kind, method, b"x" * 1001)
+    outcome = await raised(answer(call))
     return outcome[:3], await call.code()
 
 

@@ -7,17 +7,10 @@ import asyncio
 import grpc
 import grpc.aio
 
-from tests.drop_in.battery import (
-    Difference,
-    World,
-    answer,
-    at_once,
-    begin,
-    plain,
-    raised,
-    scenario,
-    scenario_of_each_kind,
-)
+from tests.drop_in.battery import Difference, scenario, scenario_of_each_kind
+from tests.drop_in.handlers import at_once
+from tests.drop_in.observations import answer, begin, plain, raised
+from tests.drop_in.world import World
 
 
 class Seeing:
@@ -46,7 +39,7 @@ async def metadata_may_have_any_of_grpcios_forms(world: World, kind: str):
         [list(pair) for pair in pairs],
         ((b"a", b"1"), ("b", "2")),
     ):
-        await answer(kind, begin(kind, method, metadata=form))
+        await answer(begin(kind, method, metadata=form))
 
 
 @scenario()
@@ -170,7 +163,7 @@ async def initial_metadata_comes_before_the_answer(world: World, kind: str):
     early = plain(await call.initial_metadata())
     done = call.done()
     go_on.set()
-    return early, done, await answer(kind, call), plain(await call.initial_metadata())
+    return early, done, await answer(call), plain(await call.initial_metadata())
 
 
 @scenario_of_each_kind()
@@ -178,7 +171,7 @@ async def initial_metadata_that_is_not_sent_is_empty(world: World, kind: str):
     """And there when the call is over."""
     call = world.start(kind, at_once)
     initial = await call.initial_metadata()
-    return plain(initial), type(initial), await answer(kind, call)
+    return plain(initial), type(initial), await answer(call)
 
 
 @scenario_of_each_kind()
@@ -189,7 +182,7 @@ async def trailing_metadata_comes_with_the_end(world: World, kind: str):
         context.set_trailing_metadata((("b", "1"), ("a", "2"), ("b", "3"), ("c-bin", b"\xff")))
 
     call = world.start(kind, behave)
-    received = await answer(kind, call)
+    received = await answer(call)
     trailing = await call.trailing_metadata()
     return received, plain(trailing), type(trailing), trailing["b"], trailing.get_all("b")
 
@@ -204,7 +197,7 @@ async def metadata_of_a_failed_call_is_in_its_error(world: World, kind: str):
 
     call = world.start(kind, behave)
     try:
-        await answer(kind, call)
+        await answer(call)
     except grpc.aio.AioRpcError as error:
         initial, trailing = error.initial_metadata(), error.trailing_metadata()
         return [

@@ -7,15 +7,11 @@ import asyncio
 import grpc
 import grpc.aio
 
-from tests.drop_in.battery import (
-    Difference,
-    World,
-    raised,
-    scenario,
-    scenario_of_each_kind,
-    status,
-)
-from tests.drop_in.streams import aiter_of, collected, handler_of, join
+from tests.drop_in.battery import Difference, scenario, scenario_of_each_kind
+from tests.drop_in.handlers import HANDLERS, join
+from tests.drop_in.observations import answer, raised, status
+from tests.drop_in.streams import aiter_of
+from tests.drop_in.world import World
 
 
 @scenario_of_each_kind("stream_unary", "stream_stream")
@@ -26,7 +22,7 @@ async def requests_come_from_any_iterable(world: World, kind: str):
         def __aiter__(self):
             return aiter_of(b"1", b"2")
 
-    method = getattr(world, kind)(handler_of(kind))
+    method = getattr(world, kind)(HANDLERS[kind])
     sources = [
         [b"1", b"2"],
         (b"1", b"2"),
@@ -39,38 +35,38 @@ async def requests_come_from_any_iterable(world: World, kind: str):
     received = []
     for source in sources:
         call = method(source)
-        received.append(await call if kind == "stream_unary" else await collected(call))
+        received.append(await answer(call))
     return received
 
 
 @scenario_of_each_kind("stream_unary", "stream_stream")
 async def an_empty_request_stream_is_answered(world: World, kind: str):
     """From an iterable without elements, and from `done_writing` alone."""
-    method = getattr(world, kind)(handler_of(kind))
+    method = getattr(world, kind)(HANDLERS[kind])
     iterated, written = method([]), method()
     await written.done_writing()
     if kind == "stream_unary":
         return await iterated, await written
-    return await collected(iterated), await collected(written)
+    return await answer(iterated), await answer(written)
 
 
 @scenario_of_each_kind("stream_unary", "stream_stream")
 async def requests_can_be_written(world: World, kind: str):
     """One by one, then `done_writing`."""
-    call = getattr(world, kind)(handler_of(kind))()
+    call = getattr(world, kind)(HANDLERS[kind])()
     for request in (b"1", b"2", b"3"):
         await call.write(request)
     await call.done_writing()
-    received = await call if kind == "stream_unary" else await collected(call)
+    received = await answer(call)
     return received, await status(call)
 
 
 @scenario_of_each_kind("stream_unary", "stream_stream")
 async def writing_to_a_call_with_an_iterator_is_refused(world: World, kind: str):
     """UsageError from `write` and `done_writing`; the call itself goes on."""
-    call = getattr(world, kind)(handler_of(kind))([b"1"])
+    call = getattr(world, kind)(HANDLERS[kind])([b"1"])
     refused = [await raised(call.write(b"2")), await raised(call.done_writing())]
-    return refused, await call if kind == "stream_unary" else await collected(call)
+    return refused, await answer(call)
 
 
 @scenario_of_each_kind("stream_unary", "stream_stream")
@@ -93,7 +89,7 @@ async def writing_after_done_writing_is_refused(world: World, kind: str):
     refused = await raised(call.write(b"2"))
     again = await raised(call.done_writing())
     go_on.set()
-    return refused, again, await call if kind == "stream_unary" else await collected(call)
+    return refused, again, await answer(call)
 
 
 @scenario_of_each_kind("stream_unary", "stream_stream")
@@ -127,7 +123,7 @@ async def writing_after_an_error_is_refused(world: World, kind: str):
 @scenario_of_each_kind("stream_unary", "stream_stream")
 async def writing_after_cancelling_is_refused(world: World, kind: str):
     """InvalidStateError from `write`, nothing from `done_writing`."""
-    call = getattr(world, kind)(handler_of(kind))()
+    call = getattr(world, kind)(HANDLERS[kind])()
     await call.write(b"1")
     call.cancel()
     await call.code()
@@ -150,8 +146,8 @@ async def an_iterator_of_requests_raises(world: World, kind: str):
         yield b"1"
         raise ValueError("no more")
 
-    call = getattr(world, kind)(handler_of(kind))(requests())
-    return await raised(call if kind == "stream_unary" else collected(call))
+    call = getattr(world, kind)(HANDLERS[kind])(requests())
+    return await raised(answer(call))
 
 
 @scenario_of_each_kind("stream_unary", "stream_stream")
@@ -162,7 +158,7 @@ async def the_status_when_an_iterator_of_requests_raises(world: World, kind: str
         yield b"1"
         raise ValueError("no more")
 
-    return await status(getattr(world, kind)(handler_of(kind))(requests()))
+    return await status(getattr(world, kind)(HANDLERS[kind])(requests()))
 
 
 @scenario_of_each_kind(
@@ -190,9 +186,9 @@ async def an_iterator_of_requests_is_closed_with_its_call(world: World, kind: st
             return
 
     call = getattr(world, kind)(first if kind == "stream_unary" else first_stream)(requests())
-    await raised(call if kind == "stream_unary" else collected(call))
+    await raised(answer(call))
     try:
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(0.3):
             await closed.wait()
     except TimeoutError:
         return False
@@ -229,4 +225,4 @@ async def an_iterator_is_asked_without_anybody_awaiting(world: World, kind: str)
 
     call = getattr(world, kind)(take if kind == "stream_unary" else take_stream)([b"1", b"2"])
     await arrived.wait()
-    return await call if kind == "stream_unary" else await collected(call)
+    return await answer(call)

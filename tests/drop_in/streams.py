@@ -1,4 +1,4 @@
-"""Scenarios: streams both ways, and the handlers that scenarios with streams share."""
+"""Scenarios: streams both ways."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import asyncio
 import grpc
 import grpc.aio
 
-from tests.drop_in.battery import (
-    World,
-    scenario,
-    status,
-)
+from tests.drop_in.battery import scenario
+from tests.drop_in.handlers import echo_each
+from tests.drop_in.observations import status
+from tests.drop_in.world import World
 
 EOF = grpc.aio.EOF
 
@@ -22,34 +21,19 @@ async def count(request, context):
         yield str(number).encode()
 
 
-async def mirror(requests, context):
-    """Answer each request with itself."""
-    async for request in requests:
-        yield request
-
-
-async def join(requests, context):
-    """Answer with all requests in one."""
-    return b" ".join([request async for request in requests])
-
-
 async def aiter_of(*messages):
     for message in messages:
         yield message
 
 
-async def collected(call):
+async def answer(call):
     return [message async for message in call]
-
-
-def handler_of(kind):
-    return {"stream_unary": join, "stream_stream": mirror, "unary_stream": count}[kind]
 
 
 @scenario()
 async def writing_and_reading_alternate(world: World):
     """Each answer comes before the next request is written."""
-    call = world.stream_stream(mirror)()
+    call = world.stream_stream(echo_each)()
     received = []
     for request in (b"1", b"2", b"3"):
         await call.write(request)
@@ -71,7 +55,7 @@ async def an_iterator_of_requests_may_wait_for_the_answers(world: World):
             turn.clear()
             yield str(number).encode()
 
-    call = world.stream_stream(mirror)(requests())
+    call = world.stream_stream(echo_each)(requests())
     received = []
     async for message in call:
         received.append(message)
@@ -82,17 +66,17 @@ async def an_iterator_of_requests_may_wait_for_the_answers(world: World):
 @scenario()
 async def requests_from_an_iterator_and_answers_by_read(world: World):
     """Styles are chosen for each direction by itself."""
-    call = world.stream_stream(mirror)([b"1", b"2"])
+    call = world.stream_stream(echo_each)([b"1", b"2"])
     return [await call.read() for _ in range(3)], await status(call)
 
 
 @scenario()
 async def requests_written_and_answers_iterated(world: World):
     """Styles are chosen for each direction by itself."""
-    call = world.stream_stream(mirror)()
+    call = world.stream_stream(echo_each)()
     await call.write(b"1")
     await call.done_writing()
-    return await collected(call)
+    return await answer(call)
 
 
 @scenario()
@@ -110,5 +94,5 @@ async def messages_larger_than_the_window_are_taken_as_they_are_read(world: Worl
 @scenario()
 async def a_stream_can_carry_empty_messages(world: World):
     """An empty message is a message, and no end."""
-    call = world.stream_stream(mirror)([b"", b"1", b""])
-    return await collected(call)
+    call = world.stream_stream(echo_each)([b"", b"1", b""])
+    return await answer(call)

@@ -8,21 +8,10 @@ import inspect
 import grpc
 import grpc.aio
 
-from tests.drop_in.battery import (
-    World,
-    answer,
-    at_once,
-    begin,
-    plain,
-    raised,
-    scenario,
-    scenario_of_each_kind,
-    status,
-)
-
-
-async def echo(request, context):
-    return request
+from tests.drop_in.battery import scenario, scenario_of_each_kind
+from tests.drop_in.handlers import Held, at_once, echo
+from tests.drop_in.observations import answer, begin, plain, raised, status
+from tests.drop_in.world import World
 
 
 @scenario()
@@ -62,11 +51,7 @@ async def two_tasks_await_one_call(world: World):
         return request
 
     call = world.unary_unary(handler)(b"a")
-
-    async def wait():
-        return await call
-
-    waits = [asyncio.create_task(wait()) for _ in range(2)]
+    waits = [asyncio.create_task(answer(call)) for _ in range(2)]
     go_on.set()
     return await asyncio.gather(*waits)
 
@@ -152,7 +137,7 @@ async def calls_and_multicallables_are_of_the_public_types(world: World, kind: s
     """What `isinstance` says of every public type of grpc.aio."""
     method = world.method(kind, at_once)
     call = begin(kind, method)
-    await answer(kind, call)
+    await answer(call)
     names = [
         f"{side}{side_}{what}"
         for side in ("Unary", "Stream")
@@ -177,24 +162,19 @@ async def a_call_that_succeeds_says_so(world: World, kind: str):
         context.set_details("all is well")
 
     call = world.start(kind, behave)
-    return [await answer(kind, call), await status(call), await call.debug_error_string()]
+    return [await answer(call), await status(call), await call.debug_error_string()]
 
 
 @scenario_of_each_kind()
 async def a_running_call_is_not_done(world: World, kind: str):
     """Neither `done` nor `cancelled` before its end; no time remains where none was set."""
-    started, go_on = asyncio.Event(), asyncio.Event()
-
-    async def behave(context):
-        started.set()
-        await go_on.wait()
-
-    call = world.start(kind, behave)
+    held = Held()
+    call = world.start(kind, held)
     before = [call.done(), call.cancelled(), call.time_remaining()]
-    await started.wait()
+    await held.started.wait()
     before += [call.done(), call.cancelled(), call.time_remaining()]
-    go_on.set()
-    return [before, await answer(kind, call), call.done(), call.cancelled(), call.time_remaining()]
+    held.go_on.set()
+    return [before, await answer(call), call.done(), call.cancelled(), call.time_remaining()]
 
 
 @scenario_of_each_kind()
@@ -221,7 +201,7 @@ async def waiting_for_a_connection_leaves_the_call_alone(world: World, kind: str
     call = world.start(kind, at_once)
     return [
         await call.wait_for_connection(),
-        await answer(kind, call),
+        await answer(call),
         await raised(call.wait_for_connection()),
     ]
 
@@ -230,14 +210,12 @@ async def waiting_for_a_connection_leaves_the_call_alone(world: World, kind: str
 async def a_call_that_waits_for_ready_is_answered(world: World, kind: str):
     """`wait_for_ready` may be True, False or None."""
     method = world.method(kind, at_once)
-    return [
-        await answer(kind, begin(kind, method, wait_for_ready=wait)) for wait in (True, False, None)
-    ]
+    return [await answer(begin(kind, method, wait_for_ready=wait)) for wait in (True, False, None)]
 
 
 @scenario_of_each_kind()
 async def call_credentials_need_a_secure_channel(world: World, kind: str):
-    """On an insecure one the call is refused where it is made."""
+    """On an insecure one the call is refused where it is made, connected or not."""
     method = world.method(kind, at_once)
     try:
         begin(kind, method, credentials=grpc.access_token_call_credentials("token"))
@@ -250,7 +228,7 @@ async def call_credentials_need_a_secure_channel(world: World, kind: str):
 async def a_call_has_every_public_method_of_its_kind(world: World, kind: str):
     """And none of another kind: nothing to read on a unary answer, nothing to write on a request."""
     call = world.start(kind, at_once)
-    await answer(kind, call)
+    await answer(call)
     names = [
         *("__await__", "__aiter__", "__anext__", "__aenter__", "read", "write", "done_writing"),
         *("initial_metadata", "trailing_metadata", "code", "details", "debug_error_string"),

@@ -203,12 +203,58 @@ async def test_a_script_that_the_service_could_not_follow_is_refused_at_once(loc
 
 
 async def test_a_function_that_returns_no_answer_is_named(local_mesh, stub):
-    """The caller learns which script it was, and what it said."""
+    """The caller learns which script it was, and what it said, be that an empty message."""
     payment = await local_mesh.script("payment", PAYMENT)
-    payment.answer("Charge", lambda request: 3)
+    payment.answer("Charge", lambda request: 3, lambda request: payment_pb2.ChargeRequest())
     code, details = await code_of(stub.Charge(charge()))
     assert code is grpc.StatusCode.INTERNAL
-    assert "the script of Charge at payment-1 answered 3" in details
+    assert "the script of Charge at payment-1 answered int 3, which is no payment.v1" in details
+    _, details = await code_of(stub.Charge(charge()))
+    assert "answered ChargeRequest, which is no payment.v1.Payment" in details
+
+
+async def test_what_is_no_service_is_refused(local_mesh):
+    """The servicer in its place, for instance."""
+    with pytest.raises(TypeError, match=r"serve takes a meshrpc.Service, not PaymentServiceServic"):
+        await local_mesh.serve(payment_pb2_grpc.PaymentServiceServicer())
+    service = meshrpc.Service("payment")
+    await local_mesh.serve(service)
+    with pytest.raises(RuntimeError, match="'payment' is served already"):
+        await local_mesh.serve(service)
+
+
+async def test_an_instance_that_streams_nothing_wins_over_its_service(local_mesh):
+    """An empty list is an answer."""
+    kind = await local_mesh.script("kinds", kinds())
+    kind.answer("Out", values("a"))
+    kind[1].answer("Out", [])
+    out = method(local_mesh.channel("kinds"), "unary_stream", "Out")
+    assert [message.value async for message in out(StringValue())] == []
+
+
+async def test_messages_of_a_stream_arrive_each_at_its_own_time(local_mesh):
+    """The clock waits for each before it moves on."""
+    kind = await local_mesh.script("kinds", kinds())
+    clock = local_mesh.clock
+
+    async def count(request):
+        for number in range(1, 11):
+            await clock.sleep(1)
+            yield StringValue(value=str(number))
+
+    kind.answer("Out", count)
+    call = method(local_mesh.channel("kinds"), "unary_stream", "Out")(StringValue())
+    started = clock.now()
+    arrived = []
+
+    async def hear():
+        while (message := await call.read()) is not grpc.aio.EOF:
+            arrived.append((clock.now() - started, message.value))
+
+    hearing = asyncio.create_task(hear())
+    await clock.advance(10)
+    assert arrived == [(number, str(number)) for number in range(1, 11)]
+    await hearing
 
 
 async def test_streams_of_every_kind_are_scripted_and_recorded(local_mesh):
@@ -393,7 +439,7 @@ def test_a_service_of_the_users_own_is_served_in_one_loop_after_another():
             assert (call.peer().id, call.peer().version) == ("payment-1", "v7")
             assert (await code_of(stub.Charge(charge())))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert served.is_running
-            with pytest.raises(RuntimeError, match="is entered"):
+            with pytest.raises(RuntimeError, match="is served already"):
                 await mesh.serve(service)
         assert not served.is_running
 
@@ -489,4 +535,5 @@ async def test_calls_that_wait_for_a_frozen_clock_are_explained(caplog, monkeypa
             call.cancel()
     finally:
         logging.getLogger("meshrpc.testing").removeHandler(handler)
+    assert "calls to payment are under way" in caplog.text
     assert "await them with clock.run" in caplog.text

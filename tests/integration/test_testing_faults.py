@@ -1,6 +1,7 @@
 """Faults in front of instances: what calls through the mesh's channels come to."""
 
 import asyncio
+import socket
 
 import grpc
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import meshrpc
 from meshrpc.testing import blackhole, delay, drop, flap, refuse
 from meshrpc.testing.faults import timeline
+from meshrpc.testing.proxy import Proxy
 from services.payment.v1 import payment_pb2, payment_pb2_grpc
 
 PAYMENT = payment_pb2.DESCRIPTOR.services_by_name["PaymentService"]
@@ -252,6 +254,15 @@ async def test_a_stop_that_nobody_hears_of_ends_all_the_same(local_mesh, stub):
     async with asyncio.timeout(15):
         await payment[1].stop()
     assert not payment[1].is_running
+
+
+async def test_a_connection_reset_as_soon_as_it_is_accepted_leaves_no_socket(virtual_clock):
+    """Before anything could be done for it: its caller sees it end at once all the same."""
+    proxy = Proxy(virtual_clock, lambda: None)
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as caller:
+        proxy._accept()
+        await proxy.close()
+        assert caller.recv(1) == b""
 
 
 @pytest.mark.parametrize(

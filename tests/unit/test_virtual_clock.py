@@ -2,12 +2,16 @@
 
 import asyncio
 import contextvars
+import hashlib
+import sys
+import threading
 import time
 
 import pytest
 
 from meshrpc.testing import VirtualClock
 from meshrpc.testing import clock as clock_module
+from meshrpc.testing.threads import another_runs
 
 
 class ScriptedTraffic:
@@ -186,6 +190,61 @@ async def test_what_is_busy_is_waited_for_although_it_does_not_move():
     clock.traffic = traffic = ScriptedTraffic(busy=30)
     await clock.settle()
     assert traffic.busy < 0
+
+
+async def test_threads_at_work_are_waited_for_but_not_for_ever(monkeypatch):
+    """As long as one runs, the traffic may be in it; one that never rests is something else."""
+    clock = VirtualClock()
+    clock.traffic = ScriptedTraffic()
+    runs = [True] * 30
+    monkeypatch.setattr(clock_module, "another_runs", lambda: bool(runs and runs.pop()))
+    await clock.settle()
+    assert not runs
+
+    monkeypatch.setattr(clock_module, "another_runs", lambda: True)
+    started = time.perf_counter()
+    await clock.settle()
+    assert 0.2 < time.perf_counter() - started < clock_module.LONGEST_WAIT
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system is not asked")
+def test_a_thread_that_works_is_told_from_one_that_waits():
+    """Whether it has a processor or waits for one."""
+
+    def becomes(state):
+        until = time.monotonic() + 10
+        while another_runs() is not state:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.001)
+        return True
+
+    end = threading.Event()
+
+    def work():
+        while not end.is_set():
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        assert becomes(True)
+    finally:
+        end.set()
+        thread.join()
+    waiting = threading.Thread(target=(end := threading.Event()).wait)
+    waiting.start()
+    try:
+        assert becomes(False)
+    finally:
+        end.set()
+        waiting.join()
+
+
+async def test_a_clock_does_not_go_back(virtual_clock):
+    """A sign too many is an error, not a step of nothing."""
+    with pytest.raises(ValueError, match="never back: -5"):
+        await virtual_clock.advance(-5)
 
 
 async def test_upkeep_that_moves_nothing_is_not_waited_for_during_a_call():
