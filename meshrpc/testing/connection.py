@@ -12,22 +12,33 @@ import contextvars
 import socket
 import struct
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Protocol
 
-from meshrpc.testing.faults import Blackhole, Delay, Drop
-
-if TYPE_CHECKING:
-    from meshrpc.testing.proxy import Proxy
+from meshrpc.clock import Clock
+from meshrpc.testing.faults import Blackhole, Delay, Drop, Fault
 
 _SAME = 1e-9  # seconds that floats may be off
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER: closing throws away what was not sent, and tells the peer so by a reset."""
 
 
+class Leading(Protocol):
+    """The proxy, as its connections need it."""
+
+    clock: Clock
+    fault: Fault | None
+    on_move: Callable[[], None]
+
+    async def target(self) -> tuple[str, int]:
+        """Return where connections go, once that is known."""
+        ...
+
+
 class Connection:
     """One caller's connection, and the one to the instance that it is led to."""
 
-    def __init__(self, proxy: Proxy, accepted: socket.socket) -> None:
+    def __init__(self, proxy: Leading, accepted: socket.socket) -> None:
         self.proxy = proxy
         self._caller = _Side(self)
         self._instance = _Side(self)

@@ -307,6 +307,13 @@ def for_random_programs(test, times):
         run()
 
 
+_grpcio_leaves_calls = pytest.mark.skipif(
+    tuple(map(int, grpc.__version__.split(".")[:2])) < (1, 83),
+    reason="grpcio before 1.83 overlooks calls that nobody waits for when it closes a channel",
+)
+
+
+@_grpcio_leaves_calls
 def test_a_program_goes_the_same_way_on_the_mesh():
     """Whatever a user does with a call, in whatever order: what grpcio does."""
     for_random_programs(compare, 14)
@@ -317,6 +324,7 @@ def test_programs_leave_nothing():
     for_random_programs(leave_nothing, 14)
 
 
+@_grpcio_leaves_calls
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_many_more_programs():

@@ -1,6 +1,7 @@
 """Interceptors that leave grpcio without a call, and closes that are given up: nothing is left."""
 
 import asyncio
+import gc
 
 import grpc
 import grpc.aio
@@ -47,6 +48,8 @@ async def test_a_stream_that_an_interceptor_answers_by_itself_leaves_nothing(how
             await asyncio.sleep(0)
             assert endpoint.pending == 0
         await channel.close()
+    call = None
+    gc.collect()  # so that grpcio complains here, and not in a test that comes later
 
 
 async def test_a_close_that_was_given_up_can_be_asked_for_again():
