@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import grpc
+import grpc.aio
 
-from tests.drop_in.battery import scenario
+from tests.drop_in.battery import Difference, scenario
 from tests.drop_in.handlers import HANDLERS, KINDS, Held, echo
 from tests.drop_in.observations import answer, begin, raised, refused
 from tests.drop_in.world import World
@@ -181,3 +182,23 @@ async def a_compression_of_a_wrong_kind_is_refused_where_the_channel_is_made(wor
     given = ("gzip", grpc.Compression.NoCompression, grpc.Compression.Gzip)
     refusals = [refused(world.make_channel, compression=each) for each in given]
     return [refusal and refusal[0] for refusal in refusals]
+
+
+@scenario(
+    differs=Difference(
+        "A channel belongs to the loop of its mesh",
+        grpcio="RuntimeError",
+        meshrpc="UsageError",
+    )
+)
+async def a_channel_is_made_in_one_thread_and_used_in_another(world: World):
+    """With an event loop of its own there."""
+    method = world.unary_unary(echo, world.make_channel())
+
+    async def use():
+        try:
+            return await method(b"a")
+        except (RuntimeError, grpc.aio.UsageError) as error:
+            return type(error).__name__
+
+    return await asyncio.to_thread(asyncio.run, use())

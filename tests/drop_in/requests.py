@@ -11,7 +11,7 @@ from tests.drop_in.battery import Difference, scenario, scenario_of_each_kind
 from tests.drop_in.handlers import HANDLERS, join
 from tests.drop_in.observations import answer, raised, status
 from tests.drop_in.streams import aiter_of
-from tests.drop_in.world import World
+from tests.drop_in.world import World, closed_port
 
 
 @scenario_of_each_kind("stream_unary", "stream_stream")
@@ -226,3 +226,23 @@ async def an_iterator_is_asked_without_anybody_awaiting(world: World, kind: str)
     call = getattr(world, kind)(take if kind == "stream_unary" else take_stream)([b"1", b"2"])
     await arrived.wait()
     return await answer(call)
+
+
+@scenario_of_each_kind(
+    "stream_unary",
+    "stream_stream",
+    differs=Difference("Requests wait for an instance", grpcio=True, meshrpc=False),
+)
+async def a_request_is_asked_for_before_anybody_can_take_it(world: World, kind: str):
+    """Nobody listens yet, and the call waits for somebody who does."""
+    asked = asyncio.Event()
+
+    async def requests():
+        asked.set()
+        yield b"1"
+
+    channel = world.make_channel(closed_port())
+    call = getattr(world, kind)(HANDLERS[kind], channel)(requests(), wait_for_ready=True)
+    await asyncio.wait([asyncio.ensure_future(asked.wait())], timeout=0.3)
+    call.cancel()
+    return asked.is_set()
