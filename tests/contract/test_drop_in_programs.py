@@ -240,10 +240,12 @@ def _is_listed(program, step, grpcio, meshrpc):
     done = [op for ops in so_far for op in ops]
     if "forget" in done and program["kind"].endswith("stream"):
         return True  # A stream that nobody holds
-    if program["kind"] == "stream_stream":  # A server that ends a call while requests ...
-        ended = min((done.index(op) for op in ENDS if op in done), default=len(done))
-        if {"write", "done_writing", "feed", "feed the end"} & set(done[ended:]):
-            return True
+    # A server that ends a call while requests are being sent: within a step all happens at once.
+    sending = {"write", "done_writing", "feed", "feed the end"}
+    ending = next((at for at, ops in enumerate(so_far) if {*ops} & {*ENDS}), len(so_far))
+    until = len(so_far) if program["kind"] == "stream_stream" else ending + 1
+    if sending & {op for ops in so_far[ending:until] for op in ops}:
+        return True
     # Waiting for a connection: grpcio's goes on for ever. And a first write of the mesh waits for
     # it where grpcio's need not, so that cancelling it in the same step is a race.
     late = {which for which in meshrpc[0] if meshrpc[0][which] != grpcio[0].get(which)}
@@ -259,9 +261,24 @@ def _is_listed(program, step, grpcio, meshrpc):
     )
 
 
+def certain(program, log):
+    """Return what was observed without what the server saw, from where that is a race."""
+    given_up = {"cancel", "cancel a task", "close", "forget"}
+    races = [
+        at
+        for at, ops in enumerate(program["steps"])
+        if {*ops} & given_up and any(op.startswith("server") for op in ops)
+    ]
+    first = min(races, default=len(log))
+    return [
+        (ended, [each for each in happened if at < first or "server" not in each], state)
+        for at, (ended, happened, state) in enumerate(log)
+    ]
+
+
 def difference(program, logs):
     """Return the first step at which the mesh differs from grpcio, and both; None if none does."""
-    first, second, ours = logs
+    first, second, ours = (certain(program, log) for log in logs)
     if first != second:
         return None
     for step, (grpcio, meshrpc) in enumerate(zip(first, ours, strict=True)):
