@@ -73,8 +73,11 @@ async def test_orders_are_paid_by_every_instance(shop):
     shop.mesh.policy(
         {"schema": "meshrpc.policy/v1", "service": "payment", "balancer": "round_robin"}
     )
+    await shop.buy()  # the first call connects
+    for instance in shop.payment:
+        await instance.connected()
     assert [(await shop.buy()).status for _ in range(6)] == [PAID] * 6
-    assert sorted(shop.charges()) == ["v1"] * 3 + ["v2"] * 3
+    assert sorted(shop.charges()[1:]) == ["v1"] * 3 + ["v2"] * 3
 
 
 async def test_an_instance_that_dies_costs_no_order(shop):
