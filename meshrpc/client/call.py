@@ -34,6 +34,10 @@ _STYLES_MIXED = "The iterator and read/write APIs may not be mixed on a single R
 _FINISHED = "RPC already finished."
 
 
+class _BeingReadError(RuntimeError):
+    """Two tasks read one stream; grpcio has a RuntimeError for it too."""
+
+
 class _UnaryResponse(AwaitableCall):
     """A call answered by one message."""
 
@@ -64,6 +68,7 @@ class _StreamResponse(AwaitableCall):
     """A call answered by any number of messages."""
 
     _received = False
+    _receiving = False
     _style: str | None = None
     iterated = False
     """Whether an iteration has come to its end, good or bad: as in grpcio, another ends at once."""
@@ -109,6 +114,10 @@ class _StreamResponse(AwaitableCall):
 
     async def receive(self) -> Any:
         """Return the next message; EOF after the last."""
+        if self._receiving:
+            # Grpcio says so as well; here it must not end the call for the other reader.
+            raise _BeingReadError("another task is reading this stream")
+        self._receiving = True
         try:
             # By grpcio's iterator also for `read`: its own `read` gives up the messages that are
             # still to come once a message could not be written.
@@ -120,6 +129,8 @@ class _StreamResponse(AwaitableCall):
         except Exception as error:
             self._attempt_failed(error)
             raise
+        finally:
+            self._receiving = False
         if data is grpc.aio.EOF:
             if self._method.intercepted and self._attempt is not None:
                 self._attempt.check()
@@ -146,13 +157,18 @@ class _Messages(AsyncIterator[Any]):
 
     async def __anext__(self) -> Any:
         call = self._call
-        message = grpc.aio.EOF
-        if not call.iterated:
-            call.iterated = True
-            message = await call.receive()
-        if message is grpc.aio.EOF:
+        if call.iterated:
             raise StopAsyncIteration
-        call.iterated = False
+        try:
+            message = await call.receive()
+        except _BeingReadError:
+            raise
+        except BaseException:
+            call.iterated = True
+            raise
+        if message is grpc.aio.EOF:
+            call.iterated = True
+            raise StopAsyncIteration
         return message
 
 

@@ -768,6 +768,22 @@ async def test_several_tasks_can_await_one_call(mesh, registry):
         assert await asyncio.gather(*(read(call) for _ in range(5))) == [b"1@one"] * 5
 
 
+async def test_a_second_reader_of_a_stream_is_told_so_and_harms_nobody(mesh, registry):
+    """As in grpcio: a RuntimeError, and the first one gets every message."""
+    async with EchoServer("one") as one:
+        await registry.register(one.instance)
+        call = mesh.channel("echo").unary_stream(COUNT_UP)(b"20")
+
+        async def iterate():
+            return [message async for message in call]
+
+        async with asyncio.timeout(5):
+            first, second = await asyncio.gather(iterate(), iterate(), return_exceptions=True)
+        assert first == [b"%d" % number for number in range(20)]
+        assert isinstance(second, RuntimeError)
+        assert await call.code() is grpc.StatusCode.OK
+
+
 async def test_a_unary_call_nobody_holds_runs_to_its_end(mesh, registry):
     """As in grpcio: it is executed, also when its first attempt fails."""
     async with EchoServer("bad", failing()) as bad, EchoServer("good") as good:
