@@ -59,6 +59,10 @@ class Span:
 OnSpan = Callable[[Span], None]
 
 
+_LAST_BATCH = 1.0
+"""Seconds that a batch of spans which is being taken in has to get there."""
+
+
 class SpanCollector(trace_service_pb2_grpc.TraceServiceServicer):
     """Receives spans on a free port of this machine while its block lasts."""
 
@@ -83,7 +87,8 @@ class SpanCollector(trace_service_pb2_grpc.TraceServiceServicer):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._server.stop(None)
+        # Taking a batch in is quick; a batch that is cut off, grpcio reports with a traceback.
+        await self._server.stop(_LAST_BATCH)
 
     async def Export(
         self, request: trace_service_pb2.ExportTraceServiceRequest, context: Any
