@@ -61,9 +61,9 @@ class Attempt:
 
     `code` and `details` are its status, once it is over, and `error` the same as grpcio raises
     it, if it is one. `status` is all that grpcio said of the end, good or bad, where it may say
-    something else later. Then one of these may hold: `cancelled`, this side ended it; `interrupted`, it
-    did so without being asked, because its endpoint was closed or it has `expired`; `raised`, an
-    interceptor raised something that is no status.
+    something else later. Then one of these may hold: `cancelled`, this side ended it;
+    `interrupted`, it did so without being asked, because its endpoint was closed or it has
+    `expired`; `raised`, an interceptor raised something that is no status.
     """
 
     __slots__ = (

@@ -38,7 +38,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:
 def _check(dialing: Dialing) -> None:
     """Raise what grpcio would, but only once an endpoint is dialled."""
     for key, value in dialing.options:
-        if not isinstance(key, (str, bytes)) or not (
+        if not isinstance(key, str) or not (
             isinstance(value, (str, bytes)) or hasattr(value, "__int__")
         ):
             raise TypeError(

@@ -9,7 +9,6 @@ import pytest
 
 import meshrpc
 from meshrpc.policy.model import Balancer, BalancerKind, Retry
-from meshrpc.registry.memory import MemoryRegistry
 from tests.echo import (
     COUNT_UP,
     IDEMPOTENT,
@@ -24,17 +23,6 @@ from tests.echo import (
 )
 
 SUBSETS = {"v1": {"version": "v1"}, "v2": {"version": "v2"}, "v3": {"version": "v3"}}
-
-
-@pytest.fixture
-def registry():
-    return MemoryRegistry()
-
-
-@pytest.fixture
-async def mesh(registry):
-    async with meshrpc.Mesh("shop", control="none", registry=registry) as mesh:
-        yield mesh
 
 
 async def register(stack, registry, *servers, **fields):

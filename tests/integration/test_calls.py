@@ -11,7 +11,6 @@ from opentelemetry import trace
 import meshrpc
 from meshrpc import wire
 from meshrpc.policy.model import Retry
-from meshrpc.registry.memory import MemoryRegistry
 from tests.echo import (
     COUNT_UP,
     IDEMPOTENT,
@@ -36,18 +35,6 @@ COME_BACK_LATER = (*NOT_EXECUTED, (wire.RETRY_PUSHBACK, "60000"))
 every_kind = pytest.mark.parametrize(
     "kind", ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
 )
-
-
-@pytest.fixture
-async def registry():
-    async with MemoryRegistry() as registry:
-        yield registry
-
-
-@pytest.fixture
-async def mesh(registry):
-    async with meshrpc.Mesh("shell", registry=registry, control="none") as mesh:
-        yield mesh
 
 
 @pytest.fixture(autouse=True)

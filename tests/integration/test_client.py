@@ -31,18 +31,6 @@ from tests.echo import (
 _FILES = Path("/proc/self/fd")
 
 
-@pytest.fixture
-async def registry():
-    async with MemoryRegistry() as registry:
-        yield registry
-
-
-@pytest.fixture
-async def mesh(registry):
-    async with meshrpc.Mesh("shell", registry=registry, control="none") as mesh:
-        yield mesh
-
-
 async def test_all_four_kinds_of_call_answer_as_grpcio_does(mesh, registry):
     """Unary and streaming, by iterator and by read and write."""
     async with EchoServer("one") as one:

@@ -5,7 +5,6 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 import meshrpc
-from meshrpc.registry.memory import MemoryRegistry
 from tests.echo import IDEMPOTENT, PLAIN, EchoServer, ready
 
 CODEC = {
@@ -13,12 +12,6 @@ CODEC = {
     "response_deserializer": StringValue.FromString,
 }
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-
-
-@pytest.fixture
-async def registry():
-    async with MemoryRegistry() as registry:
-        yield registry
 
 
 @pytest.fixture

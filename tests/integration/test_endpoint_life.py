@@ -18,7 +18,6 @@ from meshrpc.client.endpoint import Endpoint
 from meshrpc.client.logical_call import LogicalCall
 from meshrpc.policy.model import Balancer, BalancerKind
 from meshrpc.registry.instance import Health, State
-from meshrpc.registry.memory import MemoryRegistry
 from meshrpc.registry.registry import Snapshot
 from tests.echo import PLAIN, ROUND_ROBIN, EchoServer, Handlers, policy, ready
 
@@ -47,18 +46,6 @@ class Server(EchoServer):
     async def enter(self, context):
         self.connections[context.peer()] += 1
         await super().enter(context)
-
-
-@pytest.fixture
-async def registry():
-    async with MemoryRegistry() as registry:
-        yield registry
-
-
-@pytest.fixture
-async def mesh(registry):
-    async with meshrpc.Mesh("shell", registry=registry, control="none") as mesh:
-        yield mesh
 
 
 def endpoint_of(channel, name):
