@@ -1,19 +1,22 @@
 """The demo's span collector: OTLP over gRPC, kept in memory.
 
 Every process of the demo sends its spans here, as it would send them to Jaeger or Tempo. From
-the callers' spans come the live figures per instance; whole traces are kept to draw one.
+the callers' spans come the live figures per instance; whole traces are kept to draw one. It
+listens in a thread of its own: processes send their last spans while they are being ended, and the
+demo's loop waits for that.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
-import grpc.aio
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
@@ -71,13 +74,17 @@ class SpanCollector(trace_service_pb2_grpc.TraceServiceServicer):
         """What OTEL_EXPORTER_OTLP_ENDPOINT is set to."""
         self._on_span = on_span
         self._traces: OrderedDict[bytes, list[Span]] = OrderedDict()
-        self._server: Any = None
+        self._loop: asyncio.AbstractEventLoop
+        self._server: grpc.Server
 
     async def __aenter__(self) -> Self:
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._loop = asyncio.get_running_loop()
+        self._server = grpc.server(
+            ThreadPoolExecutor(1, "span-collector"), options=[("grpc.so_reuseport", 0)]
+        )
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
         port = self._server.add_insecure_port("127.0.0.1:0")
-        await self._server.start()
+        self._server.start()
         self.endpoint = f"http://127.0.0.1:{port}"
         return self
 
@@ -87,21 +94,23 @@ class SpanCollector(trace_service_pb2_grpc.TraceServiceServicer):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Taking a batch in is quick; a batch that is cut off, grpcio reports with a traceback.
-        await self._server.stop(_LAST_BATCH)
+        await asyncio.to_thread(self._server.stop(_LAST_BATCH).wait)
 
-    async def Export(
-        self, request: trace_service_pb2.ExportTraceServiceRequest, context: Any
+    def Export(
+        self, request: trace_service_pb2.ExportTraceServiceRequest, context: grpc.ServicerContext
     ) -> trace_service_pb2.ExportTraceServiceResponse:
         """Take in one batch of one process."""
         del context
-        for span in _read(request):
+        self._loop.call_soon_threadsafe(self._take_in, tuple(_read(request)))
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def _take_in(self, spans: Iterable[Span]) -> None:
+        for span in spans:
             trace = self._traces.setdefault(span.trace, [])
             trace.append(span)
             self._on_span(span)
         while len(self._traces) > _TRACES:
             self._traces.popitem(last=False)
-        return trace_service_pb2.ExportTraceServiceResponse()
 
     def best_trace(self) -> list[Span]:
         """Return the trace that shows most: over most services, then with most failed attempts.
