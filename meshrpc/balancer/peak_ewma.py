@@ -80,6 +80,10 @@ class PeakEwma:
             self._latency = self.latency(now)
         self._at = now
 
+    def forget(self) -> None:
+        """Begin anew: who answers there now is not who did."""
+        self._latency = 0.0
+
     def load(self, now: float) -> float:
         """Return latency x (pending + 1); with no sample yet, the first call is free."""
         if not self._latency:

@@ -32,7 +32,8 @@ from meshrpc.clock import SYSTEM_CLOCK
 from meshrpc.control.client import reachable
 from meshrpc.errors import ControlError, MeshError
 from meshrpc.mesh import Mesh
-from meshrpc.policy.schema import Place, RefusedError, Report, duration
+from meshrpc.policy.quantities import duration
+from meshrpc.policy.schema import Place, RefusedError, Report
 from meshrpc.settings import Settings
 
 _TRAILERS: Final = (wire.RETRY_AFTER, wire.NOT_EXECUTED, wire.DRAIN)

@@ -59,11 +59,12 @@ def known(coroutine: Coroutine[Any, Any, T]) -> T:
 class Attempt:
     """One try at one endpoint.
 
-    `code` and `details` are its status, once it is over, and `error` the same as grpcio raises
-    it, if it is one. `status` is all that grpcio said of the end, good or bad, where it may say
-    something else later. Then one of these may hold: `cancelled`, this side ended it;
-    `interrupted`, it did so without being asked, because its endpoint was closed or it has
-    `expired`; `raised`, an interceptor raised something that is no status.
+    `code` and `details` are its status, once it is over, `outcome` what that says of the endpoint,
+    and `error` the same as grpcio raises it, if it is one. `status` is all that grpcio said of the
+    end, good or bad, where it may say something else later. Then one of these may hold:
+    `cancelled`, this side ended it; `interrupted`, it did so without being asked, because its
+    endpoint was closed or it has `expired`; `raised`, an interceptor raised something that is no
+    status.
     """
 
     __slots__ = (
@@ -80,8 +81,10 @@ class Attempt:
         "endpoint",
         "error",
         "expired",
+        "generation",
         "inner",
         "interrupted",
+        "outcome",
         "raised",
         "status",
     )
@@ -95,6 +98,8 @@ class Attempt:
         self.inner: Any = None
         self.code: grpc.StatusCode | None = None
         self.details = ""
+        self.outcome: Outcome | None = None
+        self.generation = endpoint.health.generation
         self.error: grpc.aio.AioRpcError | None = None
         self.status: grpc.aio.AioRpcError | None = None
         self.cancelled = False
@@ -182,12 +187,9 @@ class Attempt:
         self.code = code
         now = self._clock.now()
         answered = not (self.cancelled or self.raised)
-        self.endpoint.finish(
-            self.inner,
-            classify(code) if answered else Outcome.IGNORED,
-            now - self._started if answered and self._sampled else None,
-            now,
-        )
+        self.outcome = classify(code, self.details) if answered else Outcome.ABANDONED
+        latency = now - self._started if self._sampled and not self.raised else None
+        self.endpoint.finish(self.inner, self.outcome, latency, now, self.generation)
         if self._ended is not None:
             self._ended.set()
         caller, self._keep = self._caller(), None

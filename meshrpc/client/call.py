@@ -67,7 +67,6 @@ class _UnaryResponse(AwaitableCall):
 class _StreamResponse(AwaitableCall):
     """A call answered by any number of messages."""
 
-    _received = False
     _receiving = False
     _style: str | None = None
     iterated = False
@@ -85,8 +84,10 @@ class _StreamResponse(AwaitableCall):
         tracing.end_client_span(
             self._span, grpc.StatusCode.CANCELLED, instance, "Cancelled upon garbage collection!"
         )
-        if under_way is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and its calls with it
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and its calls with it
+            if self._is_counted:
+                self._destination.loop.call_soon_threadsafe(self._destination.call_ended, None)
+            if under_way is not None:
                 self._destination.loop.call_soon_threadsafe(under_way.cancel)
 
     def _repeatable(self, attempt: Attempt) -> bool:

@@ -1,8 +1,8 @@
 """Choices: the ready endpoints of a destination, and which of them a call may go to.
 
 For all calls, and for each subset that was ever asked for, there is one picker over those endpoints
-that belong to it. All of them are made anew, off the hot path, when endpoints become ready or cease
-to be, or the policy changes.
+that belong to it and are not ejected. All of them are made anew, off the hot path, when endpoints
+become ready or cease to be, are ejected or come back, or the policy changes.
 """
 
 from __future__ import annotations
@@ -14,18 +14,22 @@ from typing import NamedTuple
 from meshrpc.balancer import Picker, create_balancer
 from meshrpc.balancer.peak_ewma import TwoChoicesPicker
 from meshrpc.client.call_options import NOTHING_SAID, CallOptions
-from meshrpc.client.endpoint import Endpoint
+from meshrpc.client.endpoint import READY, Endpoint
 from meshrpc.policy.model import EffectivePolicy
+from meshrpc.resilience.outlier import Admission, OutlierDetector
+from meshrpc.resilience.slow_start import share
 
 _PICKS = 3
 """Picks that may hit an endpoint whose connection broke since the picker was made."""
 
 
 class _Choice(NamedTuple):
-    """The ready endpoints that some calls may go to, and the picker over them."""
+    """The endpoints that some calls may go to, and the pickers over them."""
 
     ready: tuple[Endpoint, ...]
     picker: Picker[Endpoint] | None
+    settled: Picker[Endpoint] | None = None
+    """Over those that had their full share when it was made, where some had it and some not."""
 
 
 _NO_CHOICE = _Choice((), None)
@@ -38,23 +42,28 @@ class Choices:
         self._rng = rng
         self._policy = policy
         self._balancer = create_balancer(policy.balancer, rng)
-        self._ready: tuple[Endpoint, ...] = ()
+        self._active: tuple[Endpoint, ...] = ()
         self._by_subset: dict[str | None, _Choice] = {None: _NO_CHOICE}
+        self._now = 0.0
 
     def __len__(self) -> int:
-        return len(self._ready)
+        return len(self._by_subset[None].ready)
 
-    def configure(self, policy: EffectivePolicy) -> None:
+    def configure(self, policy: EffectivePolicy, now: float) -> None:
         """Let calls that start from now on follow `policy`."""
         before, self._policy = self._policy, policy
         if policy.balancer != before.balancer:
             self._balancer = create_balancer(policy.balancer, self._rng)
         if policy.balancer != before.balancer or policy.subsets != before.subsets:
-            self.replace(self._ready)
+            self.replace(self._active, now)
 
-    def replace(self, ready: tuple[Endpoint, ...]) -> None:
-        """Choose among other endpoints from now on, or among the same whose labels changed."""
-        self._ready = ready
+    def replace(self, active: tuple[Endpoint, ...], now: float) -> None:
+        """Choose among other endpoints from now on, or among the same that have changed.
+
+        `active` are all that are not draining, ready or not.
+        """
+        self._active = active
+        self._now = now
         self._by_subset = {
             subset: self._choice(subset)
             for subset in self._by_subset
@@ -69,6 +78,10 @@ class Choices:
             return None
         for _ in range(_PICKS):
             endpoint = picker.pick(now, options.hash_key)
+            if endpoint.warm_at > now and choice.settled is not None and options.hash_key is None:
+                part = share(endpoint.warm_at, now, self._policy.slow_start.window)
+                if self._rng.random() >= part:
+                    endpoint = choice.settled.pick(now)
             if endpoint.is_ready():
                 return endpoint
         return next((endpoint for endpoint in choice.ready if endpoint.is_ready()), None)
@@ -112,5 +125,17 @@ class Choices:
         return choice
 
     def _choice(self, subset: str | None) -> _Choice:
-        ready = tuple(each for each in self._ready if self.is_in(subset, each))
-        return _Choice(ready, self._balancer.picker(ready) if ready else None)
+        active = [each for each in self._active if self.is_in(subset, each)]
+        ready = tuple(each for each in active if each.state is READY)
+        admitted = tuple(each for each in ready if each.health.admission is Admission.ADMITTED)
+        if not OutlierDetector.is_panicking(len(admitted), len(active)):
+            ready = admitted
+        if not ready:
+            return _NO_CHOICE
+        settled = tuple(each for each in ready if each.warm_at <= self._now)
+        partly = settled and len(settled) < len(ready)
+        return _Choice(
+            ready,
+            self._balancer.picker(ready),
+            self._balancer.picker(settled) if partly else None,
+        )

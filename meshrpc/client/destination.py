@@ -1,8 +1,8 @@
 """A destination: one service as this process calls it.
 
-Here the registry, the policy and the balancer meet: registry snapshots become endpoints, the
-ready ones among them what calls choose from, the policy a table by method. All of it changes off
-the hot path, by replacing one reference; a call only reads.
+Here the registry, the policy and the balancer meet: registry snapshots become endpoints, those
+among them that are ready and not ejected what calls choose from, the policy a table by method. All
+of it changes off the hot path, by replacing one reference; a call only reads.
 """
 
 from __future__ import annotations
@@ -17,16 +17,22 @@ from typing import Any, Protocol, runtime_checkable
 import grpc
 import grpc.aio
 
+from meshrpc.client.attempt import Attempt
 from meshrpc.client.call_options import NOTHING_SAID, CallOptions
 from meshrpc.client.choices import Choices
 from meshrpc.client.endpoint import FAILING, READY, Dialing, Endpoint
 from meshrpc.client.local_error import local_error
+from meshrpc.client.probes import Probes
 from meshrpc.clock import Clock
 from meshrpc.policy.model import EffectivePolicy
 from meshrpc.policy.table import PolicyTable
 from meshrpc.registry.instance import Instance, State
 from meshrpc.registry.registry import Registry, Snapshot, Watch
+from meshrpc.resilience.circuit_breaker import CircuitBreaker
+from meshrpc.resilience.outcome import Outcome
+from meshrpc.resilience.outlier import Admission, OutlierDetector
 from meshrpc.resilience.retry_budget import RetryBudget
+from meshrpc.resilience.throttle import Throttle
 
 CLOSE_GRACE = 30.0
 """Seconds that calls under way get to end when their instance leaves the registry."""
@@ -34,6 +40,9 @@ CLOSE_GRACE = 30.0
 ANSWER_WITHIN = 5.0
 """Seconds that a call waits for the registry's first answer, if its deadline allows. Only while
 nothing at all is known: later outages of the registry cost no call anything."""
+
+_NOT_ACCEPTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+"""How a call ends that the service did not cope with; other failures are mistakes of its own."""
 
 _HOPE = (READY, grpc.ChannelConnectivity.CONNECTING, grpc.ChannelConnectivity.IDLE, FAILING)
 """Connectivity of a whole is that of its best part, as in gRPC's load balancing policies."""
@@ -67,9 +76,12 @@ class Destination:
         self.closed = False
         self.table = PolicyTable(policy)
         self.budget = RetryBudget(policy.retry_budget, clock.now())
+        self.throttle = Throttle(policy.throttle, rng)
+        self.breaker = CircuitBreaker(policy.circuit_breaker)
+        self.outliers = OutlierDetector(policy.outlier, rng)
         self._dialing = dialing
         self._choices = Choices(policy, rng)
-        self.pick = self._choices.pick
+        self._probes = Probes()
         self._endpoints: dict[str, Endpoint] = {}
         self._known = False
         self._is_stale = False
@@ -79,6 +91,7 @@ class Destination:
         self._watch: Watch | None = None
         self._retiring: dict[asyncio.Task[None], Endpoint] = {}
         self._waiting: set[asyncio.Task[None]] = set()
+        self._advancing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Destination {self.service} endpoints={len(self._endpoints)} ready={self.ready_count}>"
@@ -100,7 +113,7 @@ class Destination:
 
     @property
     def ready_count(self) -> int:
-        """How many of them calls can go to at once."""
+        """How many of them calls may go to just now."""
         return len(self._choices)
 
     def open(self, registry: Registry) -> None:
@@ -116,7 +129,7 @@ class Destination:
         if self._watch is not None:
             self._watch.close()
             self._watch = None  # it knows this destination
-        waiting = tuple(self._waiting)
+        waiting = (*self._waiting, *filter(None, (self._advancing,)))
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -141,10 +154,14 @@ class Destination:
     def configure(self, policy: EffectivePolicy) -> None:
         """Let calls that start from now on follow `policy`; those under way keep theirs."""
         self.table = PolicyTable(policy)
-        self.budget.configure(policy.retry_budget, self.clock.now())
+        now = self.clock.now()
+        self.budget.configure(policy.retry_budget, now)
+        self.throttle.configure(policy.throttle, now)
+        self.breaker.configure(policy.circuit_breaker)
+        self.outliers.configure(policy.outlier, now)
         for endpoint in self._endpoints.values():
             endpoint.set_decay(policy.balancer.decay)
-        self._choices.configure(policy)
+        self._choices.configure(policy, now)
         self.wake()
 
     def state(self) -> grpc.ChannelConnectivity:
@@ -196,6 +213,10 @@ class Destination:
             is_asking = not self._known and not wait_for_ready
             await self._wait_for_change(deadline, gives_up if is_asking else None)
 
+    def has_untried(self, tried: Collection[Endpoint], options: CallOptions) -> bool:
+        """Return whether a call that failed at `tried` could go elsewhere at once."""
+        return self._choices.pick_untried(tried, self.clock.now(), options) is not None
+
     async def _wait_for_change(self, deadline: float | None, gives_up: float | None) -> None:
         """Return when something changed, or at `gives_up`; raise at the deadline."""
         now = self.clock.now()
@@ -231,7 +252,7 @@ class Destination:
         return cause or "the registry has not answered"
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
-        self._known = True
+        is_first, self._known = not self._known, True
         self._skipped = None
         current: dict[str, Endpoint] = {}
         for instance in snapshot.instances:
@@ -243,8 +264,11 @@ class Destination:
                 current[instance.id] = endpoint
             elif (made := self._make_endpoint(instance)) is not None:
                 current[instance.id] = made
+                if not is_first:  # the first ones have been there, for all that is known
+                    self._warm_up(made)
         for id_, endpoint in self._endpoints.items():
             if current.get(id_) is not endpoint:
+                self.outliers.remove(endpoint.health)
                 self._retire(endpoint)
         self._endpoints = current
         self._rebuild()
@@ -252,16 +276,104 @@ class Destination:
     def _make_endpoint(self, instance: Instance) -> Endpoint | None:
         decay = self.table.policy.balancer.decay
         try:
-            return Endpoint(instance, self._dialing, decay=decay, on_state=self._rebuild_soon)
+            endpoint = Endpoint(instance, self._dialing, self, decay=decay)
         except Exception as error:  # noqa: BLE001 - one bad record must not cost the others
             _log.warning("instance %s of %s skipped: %s", instance.id, self.service, error)
             self._skipped = f"instance {instance.id} was skipped: {error}"
             return None
+        self.outliers.add(endpoint.health)
+        return endpoint
 
     def _retire(self, endpoint: Endpoint) -> None:
         task = asyncio.create_task(endpoint.close(CLOSE_GRACE), context=contextvars.Context())
         self._retiring[task] = endpoint
         task.add_done_callback(lambda _: self._retiring.pop(task))
+
+    def admit(self, now: float) -> str | None:
+        """Count a call in; or return, for people, why it is refused here.
+
+        Exactly one `call_ended` follows for a call that was counted in.
+        """
+        if not self.breaker.acquire():
+            return (
+                f"the circuit breaker of service {self.service!r} is open: "
+                f"{self.breaker.in_flight} calls are under way"
+            )
+        if not self.throttle.admit(now):
+            self.breaker.release()
+            return f"throttled: service {self.service!r} accepts too few of the calls it gets"
+        self.budget.deposit()
+        return None
+
+    def pick(
+        self, now: float, options: CallOptions = NOTHING_SAID, *, repeatable: bool = False
+    ) -> Endpoint | None:
+        """Return a ready endpoint at once; None when there is none just now.
+
+        `repeatable`: the call would be tried elsewhere if this attempt failed.
+        """
+        if self._probes:
+            probed = self._probes.take(
+                now, lambda each: self._choices.is_in(options.subset, each), repeatable=repeatable
+            )
+            if probed is not None:
+                self.outliers.begin_probe(probed.health, now)
+                self._advance_in_time()
+                return probed
+        return self._choices.pick(now, options)
+
+    def call_ended(self, last: Attempt | None) -> None:
+        """Count a call out; `last` is its last attempt."""
+        self.breaker.release()
+        outcome = None if last is None else last.outcome
+        if last is None or outcome is Outcome.UNREACHED or outcome is Outcome.ABANDONED:
+            return  # it says nothing of what the service accepts
+        if outcome is Outcome.FAILURE and last.code in _NOT_ACCEPTED:
+            self.throttle.failed(self.clock.now())
+        else:
+            self.throttle.accepted(self.clock.now())
+
+    def on_state(self, endpoint: Endpoint, before: grpc.ChannelConnectivity) -> None:
+        """Take note that an endpoint's connection changed, or may have."""
+        if endpoint.state is READY and before is not READY:
+            now = self.clock.now()
+            if self.outliers.on_reconnected(endpoint.health, now) or endpoint.was_unreachable:
+                self._warm_up(endpoint)
+            endpoint.was_unreachable = False
+        self._rebuild_soon()
+
+    def on_admission(self, endpoint: Endpoint) -> None:
+        """Take note that an endpoint was ejected, or is back."""
+        health, now = endpoint.health, self.clock.now()
+        if health.admission is Admission.ADMITTED:
+            self._warm_up(endpoint)
+            _log.info("instance %s of %s answers again", endpoint.id, self.service)
+        elif health.admission is Admission.EJECTED and health.ejected_until is not None:
+            _log.warning(
+                "instance %s of %s is ejected for %.1f s: %s",
+                endpoint.id,
+                self.service,
+                health.ejected_until - now,
+                health.cause,
+            )
+        self._rebuild()
+        self._advance_in_time()
+
+    def _warm_up(self, endpoint: Endpoint) -> None:
+        endpoint.warm_up(self.clock.now(), self.table.policy.slow_start.window)
+
+    def _advance_in_time(self) -> None:
+        """See to it that ejections end when they should."""
+        if self._advancing is not None:
+            self._advancing.cancel()
+        if not self.closed:
+            self._advancing = self.loop.create_task(self._advance(), context=contextvars.Context())
+
+    async def _advance(self) -> None:
+        while (at := self.outliers.next_change()) is not None:
+            await self.clock.sleep(at - self.clock.now())
+            if self.outliers.advance(self.clock.now()):
+                self._rebuild()
 
     def _rebuild_soon(self) -> None:
         """Rebuild before the loop waits again, once for all states that changed by then."""
@@ -273,12 +385,16 @@ class Destination:
 
     def _rebuild(self) -> None:
         self._is_stale = False
-        ready = (
+        now = self.clock.now()
+        active = tuple(
             endpoint
             for endpoint in self._endpoints.values()
-            if endpoint.state is READY and endpoint.instance.state is State.ACTIVE
+            if endpoint.instance.state is State.ACTIVE
         )
-        self._choices.replace(tuple(ready))
+        self._choices.replace(active, now)
+        self._probes.offer(
+            (each for each in active if each.health.admission is Admission.PROBATION), now
+        )
         self.wake()
 
     def wake(self) -> None:

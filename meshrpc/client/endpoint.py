@@ -14,7 +14,7 @@ import ipaddress
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -26,6 +26,7 @@ from meshrpc.client.method import Method
 from meshrpc.metadata import checked
 from meshrpc.registry.instance import Instance
 from meshrpc.resilience.outcome import Outcome
+from meshrpc.resilience.outlier import Health, OutlierDetector
 from meshrpc.settings import parse_address
 
 READY = grpc.ChannelConnectivity.READY
@@ -61,35 +62,58 @@ def grpc_target(address: str) -> str:
     return f"ipv{literal.version}:{host}:{port}"
 
 
+class Keeper(Protocol):
+    """The destination, as its endpoints need it."""
+
+    outliers: OutlierDetector
+
+    def on_state(self, endpoint: Endpoint, before: grpc.ChannelConnectivity) -> None:
+        """Take note that an endpoint's connection changed, or may have."""
+        ...
+
+    def on_admission(self, endpoint: Endpoint) -> None:
+        """Take note that an endpoint was ejected, or is back."""
+        ...
+
+
 class Endpoint:
     """One instance: its channel, and what calls to it have shown."""
 
     __slots__ = (
         "_channel",
         "_idle",
+        "_is_distrusted",
+        "_keeper",
         "_latency",
         "_multicallables",
-        "_on_state",
         "_under_way",
         "_watcher",
         "closing",
         "grpc_metadata",
+        "health",
         "instance",
         "metadata",
         "state",
+        "warm_at",
+        "was_unreachable",
     )
 
     def __init__(
         self,
         instance: Instance,
         dialing: Dialing,
+        keeper: Keeper,
         *,
         decay: float,
-        on_state: Callable[[], None],
     ) -> None:
         self.instance = instance
         self.state = grpc.ChannelConnectivity.IDLE
         self.closing = False
+        self.health = Health()
+        self.warm_at = 0.0
+        """When it has its full share of the calls: the end of its slow start."""
+        self.was_unreachable = False
+        """Whether connecting has failed since it was last connected."""
         ours = _is_ours(instance)
         self.metadata: wire.Metadata = ((wire.CALLER, dialing.caller),)
         if ours:
@@ -99,11 +123,12 @@ class Endpoint:
         # which is a third of what the mesh costs a client.
         self.grpc_metadata = grpc.aio.Metadata(*self.metadata)
         self._latency = PeakEwma(decay)
-        self._on_state = on_state
+        self._keeper = keeper
         self._multicallables: dict[tuple[str, str], Callable[..., Any]] = {}
         self._under_way: set[Any] = set()
         self._idle: asyncio.Event | None = None
-        self._channel = _dial(instance.address, dialing, options.MESH if ours else options.FOREIGN)
+        self._is_distrusted = False
+        self._channel = _dial(instance.address, dialing, ours=ours)
         self._watcher: asyncio.Task[None] | None = asyncio.create_task(
             self._follow_state(), context=contextvars.Context()
         )
@@ -162,20 +187,41 @@ class Endpoint:
         self._latency.pending += 1
         self._under_way.add(inner)
 
-    def finish(self, inner: Any, outcome: Outcome, latency: float | None, now: float) -> None:
+    def finish(
+        self, inner: Any, outcome: Outcome, latency: float | None, now: float, generation: int
+    ) -> None:
         """Count an attempt as over and learn from it.
 
         `latency` is its duration in seconds; None where that says nothing, as for a stream.
+        `generation` is that of the endpoint's health when the attempt began.
         """
-        self._latency.pending -= 1
+        known = self._latency
+        known.pending -= 1
         self._under_way.discard(inner)
-        if outcome is Outcome.FAILURE:
-            self._latency.observe(max(FAILURE_LATENCY, latency or 0.0), now)
+        if outcome is Outcome.FAILURE or outcome is Outcome.UNREACHED:
+            known.observe(max(FAILURE_LATENCY, latency or 0.0), now)
         elif latency is not None:
-            learn = self._latency.observe if outcome is Outcome.SUCCESS else self._latency.hold
-            learn(latency, now)
-        if self._idle is not None and not self._latency.pending:
+            if outcome is Outcome.SUCCESS:
+                known.observe(latency, now)
+            elif outcome is Outcome.IGNORED:
+                known.hold(latency, now)
+            elif latency > known.latency(now):  # it would have taken at least as long
+                known.observe(latency, now)
+        if self._keeper.outliers.record(self.health, generation, outcome, now):
+            self._keeper.on_admission(self)
+        if self._idle is not None and not known.pending:
             self._idle.set()
+
+    def distrust(self, why: str) -> None:
+        """Log, once until it is connected again, that the two sides do not trust each other."""
+        if not self._is_distrusted:
+            self._is_distrusted = True
+            _log.warning("instance %s of %s: %s", self.id, self.instance.service, why)
+
+    def warm_up(self, now: float, window: float) -> None:
+        """Begin a slow start; what was learned of its latency before is forgotten."""
+        self.warm_at = now + window
+        self._latency.forget()
 
     async def close(self, grace: float) -> None:
         """Give calls under way `grace` seconds to end, then close the channel."""
@@ -207,10 +253,12 @@ class Endpoint:
         # GOAWAY or half an hour without calls: an endpoint is always connected or connecting.
         while True:
             try:
-                self.state = self._channel.get_state(try_to_connect=True)
+                before, self.state = self.state, self._channel.get_state(try_to_connect=True)
+                self.was_unreachable |= self.state is FAILING
+                self._is_distrusted &= self.state is not READY
                 # Told also when it is the same again: somebody may have found the connection
                 # broken meanwhile, and wait to hear that it is back.
-                self._on_state()
+                self._keeper.on_state(self, before)
                 await self._channel.wait_for_state_change(self.state)
             except Exception:  # noqa: BLE001 - logged, whatever it is
                 # With nobody watching, an endpoint once broken would never be picked again.
@@ -224,9 +272,12 @@ def _is_ours(instance: Instance) -> bool:
     return instance.pid is not None
 
 
-def _dial(address: str, dialing: Dialing, supervision: options.ChannelOptions) -> grpc.aio.Channel:
+def _dial(address: str, dialing: Dialing, *, ours: bool) -> grpc.aio.Channel:
+    supervision = options.MESH if ours else options.FOREIGN
+    reconnect = options.MESH_RECONNECT if ours else options.FOREIGN_RECONNECT
     named = () if dialing.authority is None else (("grpc.default_authority", dialing.authority),)
-    channel_options = options.merge(dialing.options, supervision, (*options.ALWAYS, *named))
+    always = (*options.ALWAYS, *reconnect, *named)
+    channel_options = options.merge(dialing.options, supervision, always)
     interceptors: Sequence[grpc.aio.ClientInterceptor] = dialing.interceptors
     if dialing.credentials is None:
         return grpc.aio.insecure_channel(

@@ -29,17 +29,22 @@ from meshrpc.client.local_error import local_error
 from meshrpc.client.method import Method
 from meshrpc.client.next_attempt import Reference, after_wait, wait_for_next
 from meshrpc.clock import SystemClock
+from meshrpc.interceptors.server_call import ServerCall
 from meshrpc.policy.table import MethodPolicy
 from meshrpc.registry.instance import Instance
-from meshrpc.resilience.retry import backoff, may_retry, read_failure
+from meshrpc.resilience.outcome import Outcome
+from meshrpc.resilience.retry import Failure, backoff, may_retry, read_failure
 from meshrpc.telemetry import tracing
 
+_NOT_EXECUTED: wire.Metadata = ((wire.NOT_EXECUTED, "1"),)
+
 _OK = grpc.StatusCode.OK
+_UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 _CANCELLED = grpc.StatusCode.CANCELLED
 
 
 def _left() -> grpc.aio.AioRpcError:
-    return local_error(grpc.StatusCode.UNAVAILABLE, "the mesh was left")
+    return local_error(_UNAVAILABLE, "the mesh was left")
 
 
 def _cancelled_here() -> grpc.aio.AioRpcError:
@@ -57,6 +62,8 @@ class LogicalCall:
 
     _kind: str
     _sampled = False
+    _received = False
+    """Whether a message has come; only streams receive one before they are over."""
     _held = False
     """Whether the call lives on without anybody holding it, as grpcio's unary calls do."""
     owner: Any = None
@@ -79,6 +86,7 @@ class LogicalCall:
         wait_for_ready: bool | None,
         compression: grpc.Compression | None,
         options: CallOptions,
+        serving: ServerCall | None,
     ) -> None:
         self._destination = destination
         self._method = method
@@ -88,6 +96,7 @@ class LogicalCall:
         self._metadata = metadata
         self._added = added
         self._said = options
+        self._serving = serving
         self._wait_for_ready = wait_for_ready
         self._options = {"credentials": credentials, "compression": compression}
         self._attempt: Attempt | None = None
@@ -97,18 +106,20 @@ class LogicalCall:
         self._cancel_asked = False
         self._cancelled = False
         self._done = False
+        self._is_counted = False
         # A later attempt is as much the request's as the first: what interceptors and request
         # iterators read from the context must be there.
         self._context = contextvars.copy_context()
         self._callbacks: list[Callable[[Any], None]] = []
-        destination.budget.deposit()
 
     def _begin(self) -> None:
         """Start: at once on a ready endpoint, else as soon as there is one."""
         now = self._destination.clock.now()
-        if self._is_too_late(now):
+        if self._is_too_late(now) or self._is_refused(now):
             return
-        endpoint = self._destination.pick(now, self._said)
+        policy = self._policy
+        repeatable = self._sampled and policy.idempotent and policy.retry.attempts > 1
+        endpoint = self._destination.pick(now, self._said, repeatable=repeatable)
         if endpoint is None:
             self._schedule(0.0)
             return
@@ -127,6 +138,16 @@ class LogicalCall:
                 grpc.StatusCode.DEADLINE_EXCEEDED, "deadline passed before the call was sent"
             )
         )
+        return True
+
+    def _is_refused(self, now: float) -> bool:
+        """Fail if the service has too much to do already, or more than this process may ask of it."""
+        refusal = self._destination.admit(now)
+        if refusal is None:
+            self._is_counted = True
+            return False
+        self._blame_dependency()
+        self._fail(local_error(_UNAVAILABLE, refusal, _NOT_EXECUTED))
         return True
 
     def __repr__(self) -> str:
@@ -203,22 +224,45 @@ class LogicalCall:
             self._settle(_CANCELLED)
         elif attempt.interrupted and self._destination.closed:
             self._fail(_left())
-        elif not self._retry(attempt, code):
-            if attempt.interrupted:
-                self._error = local_error(code, attempt.details)
-            self._settle(code, attempt.details)
+        else:
+            timed_out = attempt.bounded and code is grpc.StatusCode.DEADLINE_EXCEEDED
+            # A server that stops drops what waits in its accept queue with CANCELLED; nobody here
+            # cancelled, so it means the same as UNAVAILABLE.
+            effective = _UNAVAILABLE if code is _CANCELLED else code
+            failure = read_failure(
+                effective, attempt.details, attempt.trailers(), timed_out=timed_out
+            )
+            if not self._retry(attempt, code, failure):
+                self._fail_for_good(attempt, code, failure)
 
-    def _retry(self, attempt: Attempt, code: grpc.StatusCode) -> bool:
+    def _fail_for_good(self, attempt: Attempt, code: grpc.StatusCode, failure: Failure) -> None:
+        details = attempt.details
+        is_closed = attempt.interrupted and code is _UNAVAILABLE
+        if (failure.broken or is_closed) and not self._received:
+            details += f" ({attempt.endpoint.id} may have executed the call)"
+        said = attempt.error
+        if attempt.interrupted or said is None:
+            self._error = local_error(code, details)
+        elif details != attempt.details:
+            self._error = grpc.aio.AioRpcError(
+                code,
+                said.initial_metadata(),
+                said.trailing_metadata(),
+                details,
+                said.debug_error_string(),
+            )
+        self._settle(code, details)
+
+    def _retry(self, attempt: Attempt, code: grpc.StatusCode, failure: Failure) -> bool:
         destination, retry = self._destination, self._policy.retry
         if destination.closed:
             return False
         now = destination.clock.now()
-        timed_out = attempt.bounded and code is grpc.StatusCode.DEADLINE_EXCEEDED
-        # A server that stops drops what waits in its accept queue with CANCELLED; nobody here
-        # cancelled, so it means the same as UNAVAILABLE.
-        effective = grpc.StatusCode.UNAVAILABLE if code is _CANCELLED else code
-        failure = read_failure(effective, attempt.details, attempt.trailers(), timed_out=timed_out)
         attempts = len(self._tried)
+        if failure.untrusted:
+            attempt.endpoint.distrust(attempt.details)
+            if not destination.has_untried(self._tried, self._said):
+                return False
         if not self._repeatable(attempt):
             return False
         if failure.not_sent and self._wait_for_ready:
@@ -283,8 +327,23 @@ class LogicalCall:
             self._fail(error)
             self._attempt.cancel()
 
+    def _count_out(self) -> None:
+        """Tell, once, how the call ended to those who count."""
+        if not self._is_counted:
+            return
+        self._is_counted = False
+        self._destination.call_ended(self._attempt)
+        if self._attempt is not None and self._attempt.outcome is Outcome.FAILURE:
+            self._blame_dependency()
+
+    def _blame_dependency(self) -> None:
+        """Let the handler that made this call ask its own caller not to try again."""
+        if self._serving is not None:
+            self._serving.dependency_failed = True
+
     def _settle(self, code: grpc.StatusCode, details: str | None = None) -> None:
         self._done = True
+        self._count_out()
         instance = self._tried[-1].instance.id if self._tried else None
         tracing.end_client_span(self._span, code, instance, details)
         self._close_requests()

@@ -96,6 +96,7 @@ class _MultiCallable:
             wait_for_ready=wait_for_ready,
             compression=compression,
             options=options,
+            serving=serving,
         )
         self._channel.track(call)
         return call

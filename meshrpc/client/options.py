@@ -31,12 +31,18 @@ FOREIGN: ChannelOptions = (
 )
 """Towards servers that are not ours and may answer frequent pings with GOAWAY."""
 
+MESH_RECONNECT: ChannelOptions = (("grpc.max_reconnect_backoff_ms", 1_000),)
+"""Towards instances of the mesh: one that is back is found within a second or so, and one that stays
+away leaves the registry."""
+
+FOREIGN_RECONNECT: ChannelOptions = (("grpc.max_reconnect_backoff_ms", 5_000),)
+"""Towards servers that are not ours, which may stay away for good."""
+
 ALWAYS: ChannelOptions = (
-    # A connection that cannot be made is given up after a second, and tried again soon:
-    # inside a mesh an instance that is back should be used within seconds, not minutes.
+    # A connection that cannot be made is given up after a second, and tried again soon: inside a
+    # mesh an instance that is back should be used within seconds, not minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
     # Otherwise channels share subchannels by address across the whole process, and a new
     # instance on a known port would inherit the backoff of the one before it.
     ("grpc.use_local_subchannel_pool", 1),

@@ -19,6 +19,7 @@ import grpc
 import grpc.aio
 
 from meshrpc.clock import SYSTEM_CLOCK, Clock
+from meshrpc.interceptors.chain_stop import stopped
 from meshrpc.interceptors.method_handler import (
     Behavior,
     Handler,
@@ -162,6 +163,8 @@ class _Around:
                 code = _status_of_failure(error, context)
                 raise
             finally:
+                if call.dependency_failed:
+                    _stop_chain(context, code)
                 self._end(call, code, self._concerns)
             return response
 
@@ -192,9 +195,14 @@ class _Around:
                     async for response in responses:
                         yield response
             except BaseException as error:
-                end(_status_of_failure(error, context))
+                code = _status_of_failure(error, context)
                 raise
-            end(status_of(context))
+            else:
+                code = status_of(context)
+            finally:
+                if call.dependency_failed:
+                    _stop_chain(context, code)
+                end(code)
 
         return stream
 
@@ -231,6 +239,12 @@ class _Around:
                 concern.end(call, code)
             except Exception:  # noqa: BLE001 - what watches a call must not change it
                 _LOG.exception("%r failed at the end of %s", concern, call.method)
+
+
+def _stop_chain(context: Any, code: grpc.StatusCode) -> None:
+    # Too late for an abort, which sends the trailers at once: `CallContext` sees to that.
+    if code is not grpc.StatusCode.OK:
+        context.set_trailing_metadata(stopped(context.trailing_metadata()))
 
 
 async def _refuse(context: Any, refusal: Refused) -> NoReturn:

@@ -27,6 +27,7 @@ class ServerCall:
         "caller",
         "criticality",
         "deadline",
+        "dependency_failed",
         "draining",
         "metadata",
         "method",
@@ -60,6 +61,9 @@ class ServerCall:
         """When the caller stops waiting, in monotonic seconds; None: never."""
         self.draining = asyncio.Event() if draining is None else draining
         """Set when this process begins to leave: long streams should then come to an end."""
+        self.dependency_failed = False
+        """Whether a call made while serving this one has failed for good: trying this one again would
+        only repeat what was tried there."""
         self.span: Span | None = None
         """The span of this call, when it is traced."""
         self._clock = clock

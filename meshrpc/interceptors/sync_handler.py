@@ -4,6 +4,8 @@ grpcio can run them too, but its `abort` waits across threads and can hang a str
 an async callable object for one of them. Here a thread never waits for the loop to end a call:
 `abort` notes the status and unwinds the thread. The handler sees the call's context variables,
 in a copy. Streams from the client are refused: they would hold a thread for as long as they last.
+When all threads are taken calls wait, and what nobody wants any more when its turn comes is not
+run: in an overload, that work would be at the cost of calls which still can be answered.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from meshrpc.interceptors.method_handler import (
     is_async,
     with_behavior,
 )
+from meshrpc.wire import NOT_EXECUTED, Metadata
 
 _LOG = logging.getLogger("meshrpc.server")
 
@@ -34,6 +37,7 @@ _LOG = logging.getLogger("meshrpc.server")
 DEFAULT_THREADS = 16
 
 _END = object()
+_UNSEEN: Metadata = ((NOT_EXECUTED, "1"),)
 
 
 class SyncHandlers:
@@ -83,7 +87,9 @@ class SyncHandlers:
             seen = SyncContext(context)
             run = contextvars.copy_context().run
             try:
-                response = await asyncio.wrap_future(self._submit(run, behavior, request, seen))
+                response = await asyncio.wrap_future(
+                    self._submit(_in_time, seen, _UNSEEN, run, behavior, request, seen)
+                )
             except _Aborted:
                 pass
             finally:
@@ -102,10 +108,12 @@ class SyncHandlers:
             is_at_end = False
             loop_thread = threading.get_ident()
             try:
-                step = self._submit(run, lambda: iter(behavior(request, seen)))
+                step = self._submit(
+                    _in_time, seen, _UNSEEN, run, lambda: iter(behavior(request, seen))
+                )
                 iterator = await asyncio.wrap_future(step)
                 while True:
-                    step = self._submit(run, next, iterator, _END)
+                    step = self._submit(_in_time, seen, (), run, next, iterator, _END)
                     response = await asyncio.wrap_future(step)
                     if response is _END:
                         is_at_end = True
@@ -140,6 +148,20 @@ def _carry_out(work: Callable[..., Any], *arguments: Any) -> Any:
     except StopIteration as error:
         # A future cannot carry it, and whoever waits would wait for ever. As in generators.
         raise RuntimeError("handler raised StopIteration") from error
+
+
+def _in_time(
+    seen: SyncContext, trailers: Metadata, work: Callable[..., Any], *arguments: Any
+) -> Any:
+    """Do the work in its thread, unless the call was over before there was one."""
+    remaining = seen.time_remaining()
+    if not seen.is_active() or (remaining is not None and remaining <= 0):
+        seen.abort(
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            "the deadline passed while the call waited for a thread",
+            trailers,
+        )
+    return work(*arguments)
 
 
 def _is_generated(behavior: Behavior) -> bool:

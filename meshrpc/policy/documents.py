@@ -29,7 +29,7 @@ class Document:
     canonical: str
     """All that its author wrote, as one JSON text; loading it gives the same policy."""
     warnings: tuple[str, ...] = ()
-    """`payment: outlier: accepted, not carried out by this release`, and the like."""
+    """`payment: routes: accepted, not carried out by this release`, and the like."""
     ignored: tuple[str, ...] = ()
     """Paths of unknown fields that were skipped; only when loaded leniently."""
 

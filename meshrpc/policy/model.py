@@ -65,6 +65,56 @@ class RetryBudget:
     min_per_second: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Hedge:
+    """A second attempt elsewhere when the first one takes longer than calls usually do."""
+
+    percentile: float = 0.95
+    """Of this caller's own latencies, as a fraction of 1: how long the first attempt is waited for."""
+    max_extra: float = 0.05
+    """Hedges at most, as a part of the calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlier:
+    """When an instance that fails more than it should gets no calls for a while."""
+
+    consecutive_failures: int = 5
+    success_rate_below: float = 0.8
+    """Over 10 seconds with at least 5 outcomes."""
+    base_ejection: float = 5.0
+    """The first ejection's length; each further one lasts this much longer than the one before."""
+    max_ejection: float = 300.0
+    max_ejected: float = 0.1
+    """Ejected at a time at most, as a part of the instances; one may always go, but never the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlowStart:
+    """How an instance that is new, or back, comes to its full share of the calls."""
+
+    window: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """Calls a client refuses by itself while the service accepts too few of those it gets."""
+
+    multiplier: float = 2.0
+    """Calls let out per call that the service accepted lately."""
+    window: float = 1.5
+    """What "lately" means, in seconds. The longer, the later a recovery is believed."""
+    max_rejected: float = 0.8
+    """Refused at most, as a part of the calls; the others find out when the service is back."""
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitBreaker:
+    """Calls that one process may have under way to the service."""
+
+    max_requests: int = 1024
+
+
 class ShareMode(enum.StrEnum):
     """What a rate limit counts over."""
 
@@ -107,6 +157,11 @@ class Policy:
     balancer: Balancer | None = None
     retry: Retry | None = None
     retry_budget: RetryBudget | None = None
+    hedge: Hedge | None = None
+    outlier: Outlier | None = None
+    slow_start: SlowStart | None = None
+    throttle: Throttle | None = None
+    circuit_breaker: CircuitBreaker | None = None
     subsets: Subsets | None = field(default=None, hash=False)
     rate_limits: tuple[RateLimit, ...] | None = None
 
@@ -121,6 +176,12 @@ class EffectivePolicy:
     balancer: Balancer = field(default_factory=Balancer)
     retry: Retry = field(default_factory=Retry)
     retry_budget: RetryBudget = field(default_factory=RetryBudget)
+    hedge: Hedge | None = None
+    """Off unless asked for."""
+    outlier: Outlier = field(default_factory=Outlier)
+    slow_start: SlowStart = field(default_factory=SlowStart)
+    throttle: Throttle = field(default_factory=Throttle)
+    circuit_breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     subsets: Subsets = field(default_factory=dict, hash=False)
     rate_limits: tuple[RateLimit, ...] = ()
 

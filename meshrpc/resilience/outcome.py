@@ -18,6 +18,11 @@ class Outcome(enum.Enum):
     SUCCESS = "success"
     FAILURE = "failure"
     IGNORED = "ignored"
+    """It answered, with a code that says nothing of how well it works."""
+    UNREACHED = "unreached"
+    """No connection could be made: it was never asked."""
+    ABANDONED = "abandoned"
+    """This side gave the attempt up."""
 
 
 _FAILURES = frozenset(
@@ -30,11 +35,17 @@ _FAILURES = frozenset(
     }
 )
 
+CONNECT_FAILED = "failed to connect to all addresses"
+"""How C-core's details begin when there was no connection; it says so only in words, and
+tests/integration/test_not_executed.py pins them against the installed grpcio."""
 
-def classify(code: grpc.StatusCode) -> Outcome:
-    """Return what a status code says about the endpoint that it came from."""
+
+def classify(code: grpc.StatusCode, details: str = "") -> Outcome:
+    """Return what a status says about the endpoint that it came from."""
     if code is grpc.StatusCode.OK:
         return Outcome.SUCCESS
-    if code in _FAILURES:
-        return Outcome.FAILURE
-    return Outcome.IGNORED
+    if code not in _FAILURES:
+        return Outcome.IGNORED
+    if code is grpc.StatusCode.UNAVAILABLE and details.startswith(CONNECT_FAILED):
+        return Outcome.UNREACHED
+    return Outcome.FAILURE

@@ -9,20 +9,29 @@ has a token left is asked last, by the caller of these functions.
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 
 import grpc
 
 from meshrpc import wire
 from meshrpc.policy.model import Backoff, Retry
+from meshrpc.resilience.outcome import CONNECT_FAILED
 
 JITTER = 0.2
 """Backoff is spread by this share either way (gRFC A6: "random(0.8, 1.2)")."""
 
 # C-core reports what never reached a handler only in words; tests/integration/
 # test_not_executed.py pins each against the installed grpcio.
-_CONNECT_FAILED = "failed to connect to all addresses"
 _STREAM_REFUSED = "Received RST_STREAM with error code 7"
+_HANDSHAKE_FAILED = "handshake failed"
+
+# Nor does it tell otherwise whether a status is the server's or its own, for a connection that broke
+# under the call.
+_BROKEN = re.compile(
+    "Stream removed|Socket closed|Connection reset|Connection timed out|Broken pipe|ping timeout"
+    "|Cancelling all calls|GOAWAY|Endpoint (read|write) failed"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,10 @@ class Failure:
     """No handler has seen it."""
     not_sent: bool = False
     """It has not even left this process: there was no connection."""
+    broken: bool = False
+    """The connection broke under it: nobody knows whether a handler has seen it."""
+    untrusted: bool = False
+    """There was no connection because one side did not trust the other: trying does not help."""
     timed_out: bool = False
     """It ended by `per_attempt_timeout`, with time left for the call."""
     pushback: float | None = None
@@ -46,7 +59,7 @@ def read_failure(
     """Read a failed attempt's status."""
     pushback = None
     unavailable = code is grpc.StatusCode.UNAVAILABLE
-    not_sent = unavailable and details.startswith(_CONNECT_FAILED)
+    not_sent = unavailable and details.startswith(CONNECT_FAILED)
     not_executed = not_sent or (unavailable and _STREAM_REFUSED in details)
     for key, value in trailers:
         if key == wire.NOT_EXECUTED:
@@ -57,6 +70,8 @@ def read_failure(
         code,
         not_executed=not_executed,
         not_sent=not_sent,
+        broken=unavailable and not not_executed and _BROKEN.search(details) is not None,
+        untrusted=not_sent and _HANDSHAKE_FAILED in details,
         timed_out=timed_out,
         pushback=pushback,
     )

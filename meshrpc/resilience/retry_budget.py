@@ -3,7 +3,7 @@
 A token bucket: every call puts in `ratio` tokens, every second `min_per_second`, every retry
 takes one out, and at most `SAVED` are kept. While little fails, every retry is granted; when
 everything fails, the extra load stays near `ratio` instead of multiplying (Finagle's
-RetryBudget; the ratio is the SRE book's).
+RetryBudget; the ratio is the SRE book's). Hedges have one of their own, which begins empty.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ class RetryBudget:
 
     __slots__ = ("_at", "_policy", "_tokens")
 
-    def __init__(self, policy: model.RetryBudget, now: float) -> None:
+    def __init__(self, policy: model.RetryBudget, now: float, *, saved: float = SAVED) -> None:
+        """`saved`: tokens that are there before the first call."""
         self._policy = policy
-        self._tokens = SAVED
+        self._tokens = saved
         self._at = now
 
     def configure(self, policy: model.RetryBudget, now: float) -> None:

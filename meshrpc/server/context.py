@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import grpc
 
+from meshrpc.interceptors.chain_stop import stopped
 from meshrpc.interceptors.server_call import ServerCall
 from meshrpc.metadata import checked
 
@@ -101,6 +102,9 @@ class CallContext(grpc.aio.ServicerContext[Any, Any]):
             raise ValueError("abort ends a call with an error: OK is none")
         if self.aborted is not None:
             raise grpc.aio.UsageError("Abort already called!")
+        if self._call is not None and self._call.dependency_failed:
+            # As grpcio does it: what was set before holds unless abort brings its own.
+            trailers = stopped(trailers or self._raw.trailing_metadata())
         try:
             await self._raw.abort(code, _sendable(str(details)), trailers)
         except grpc.aio.AbortError as error:

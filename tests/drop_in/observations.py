@@ -15,6 +15,8 @@ import grpc.aio
 
 _ADDED = re.compile(r"mesh-.*|traceparent|tracestate|baggage|user-agent")
 """Metadata that grpcio or the mesh adds by itself; the battery has one scenario that looks at it."""
+_WHERE = re.compile(r" \(\S+ may have executed the call\)$")
+"""What the mesh adds to the error of a call whose connection broke; one scenario looks at it."""
 _ADDRESS = re.compile(r"(ipv4:)?127\.0\.0\.1:\d+")
 
 
@@ -90,4 +92,4 @@ def text(details: str | None) -> str | None:
     """
     if details == "Stream removed (Deadline Exceeded)":
         return "Deadline Exceeded"
-    return None if details is None else _ADDRESS.sub("ADDRESS", details)
+    return None if details is None else _ADDRESS.sub("ADDRESS", _WHERE.sub("", details))

@@ -6,7 +6,7 @@ import asyncio
 
 import grpc
 
-from tests.drop_in.battery import scenario, scenario_of_each_kind
+from tests.drop_in.battery import Difference, scenario, scenario_of_each_kind
 from tests.drop_in.connectivity import QUICK, failing
 from tests.drop_in.handlers import HANDLERS, Held, at_once, echo, echo_twice, join
 from tests.drop_in.observations import answer, begin, outcome, plain, raised, status
@@ -46,6 +46,18 @@ async def a_call_whose_server_stops(world: World, kind: str):
     await held.started.wait()
     await world.stop_server()
     return await outcome(call)
+
+
+@scenario_of_each_kind(
+    differs=Difference("A connection that breaks under a call", grpcio=False, meshrpc=True)
+)
+async def the_error_of_a_call_whose_server_stops_says_where_it_was(world: World, kind: str):
+    """Whether it was executed, nobody can know."""
+    held = Held()
+    call = world.start(kind, held)
+    await held.started.wait()
+    await world.stop_server()
+    return "may have executed the call" in await call.details()
 
 
 @scenario_of_each_kind("unary_stream", "stream_stream")

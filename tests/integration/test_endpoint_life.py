@@ -62,13 +62,17 @@ async def until(true, seconds=10):
 
 def seen_states(endpoint):
     """Return the list that the endpoint's states go to from now on."""
-    states, on_state = [], endpoint._on_state
+    states, keeper = [], endpoint._keeper
 
-    def note():
-        states.append(endpoint.state)
-        on_state()
+    class Noting:
+        outliers = keeper.outliers
+        on_admission = keeper.on_admission
 
-    endpoint._on_state = note
+        def on_state(self, endpoint, before):
+            states.append(endpoint.state)
+            keeper.on_state(endpoint, before)
+
+    endpoint._keeper = Noting()
     return states
 
 
@@ -490,7 +494,7 @@ async def test_states_that_change_together_make_one_picker(mesh, registry, monke
             Destination, "_rebuild", lambda self: (rebuilds.append(self), rebuild(self))
         )
         for endpoint in destination.endpoints:
-            endpoint._on_state()
+            endpoint._keeper.on_state(endpoint, endpoint.state)
         assert rebuilds == []
         async with asyncio.timeout(5):
             await destination.changed()

@@ -10,7 +10,7 @@ def test_without_own_options_all_of_the_meshs_are_set():
 
 def test_an_option_that_is_given_stands_alone():
     """Of two with one name C-core would take the first and say nothing."""
-    given = (("grpc.max_reconnect_backoff_ms", 9), ("grpc.enable_http_proxy", 1))
+    given = (("grpc.min_reconnect_backoff_ms", 9), ("grpc.enable_http_proxy", 1))
     merged = merge(given, MESH, ALWAYS)
     names = [key for key, _ in merged]
     assert len(names) == len(set(names)) == len(MESH) + len(ALWAYS)

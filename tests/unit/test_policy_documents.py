@@ -19,11 +19,16 @@ from meshrpc.policy.model import (
     Backoff,
     Balancer,
     BalancerKind,
+    CircuitBreaker,
+    Hedge,
     LimitMode,
+    Outlier,
     Policy,
     RateLimit,
     Retry,
     RetryBudget,
+    SlowStart,
+    Throttle,
     effective,
 )
 
@@ -36,7 +41,11 @@ timeout: 2s
 balancer: {peak_ewma: {decay: 10s}}          # round_robin random weighted_round_robin least_request peak_ewma ring_hash maglev
 retry: {attempts: 3, codes: [UNAVAILABLE], per_attempt_timeout: 600ms, backoff: {base: 25ms, max: 250ms}}
 retry_budget: {ratio: 10%, min_per_second: 1}
+hedge: {percentile: 95%, max_extra: 5%}
 outlier: {consecutive_failures: 5, success_rate_below: 80%, base_ejection: 5s, max_ejection: 300s, max_ejected: 10%}
+slow_start: {window: 30s}
+throttle: {multiplier: 2, window: 3s, max_rejected: 80%}
+circuit_breaker: {max_requests: 1024}
 subsets:
   v1: {version: v1}                          # labels an instance must have
   v2: {version: v2}
@@ -80,12 +89,23 @@ def test_the_whole_language_loads():
             backoff=Backoff(base=0.025, max=0.25),
         ),
         retry_budget=RetryBudget(ratio=0.1, min_per_second=1.0),
+        hedge=Hedge(percentile=0.95, max_extra=0.05),
+        outlier=Outlier(
+            consecutive_failures=5,
+            success_rate_below=0.8,
+            base_ejection=5.0,
+            max_ejection=300.0,
+            max_ejected=0.1,
+        ),
+        slow_start=SlowStart(window=30.0),
+        throttle=Throttle(multiplier=2.0, window=3.0, max_rejected=0.8),
+        circuit_breaker=CircuitBreaker(max_requests=1024),
         subsets={"v1": {"version": "v1"}, "v2": {"version": "v2"}},
         rate_limits=(RateLimit(name="per-caller", key=("caller",), rate=100.0, burst=50),),
     )
     assert document.warnings == tuple(
         f"payment: {block}: accepted, not carried out by this release"
-        for block in ("outlier", "routes", "concurrency", "telemetry")
+        for block in ("routes", "concurrency", "telemetry")
     )
     assert document.ignored == ()
 
@@ -144,6 +164,54 @@ def test_every_field_of_the_language_is_typed(leaf):
             "retry_budget: {ratio: 0%, min_per_second: 0.5}",
             Policy("payment", retry_budget=RetryBudget(0.0, 0.5)),
         ),
+        ("hedge: {}", Policy("payment", hedge=Hedge())),
+        (
+            "hedge: {percentile: 99%, max_extra: 0%}",
+            Policy("payment", hedge=Hedge(percentile=0.99, max_extra=0.0)),
+        ),
+        (
+            "hedge: {percentile: 0.1%, max_extra: 100%}",
+            Policy("payment", hedge=Hedge(percentile=0.001, max_extra=1.0)),
+        ),
+        ("outlier: {}", Policy("payment", outlier=Outlier())),
+        (
+            "outlier: {consecutive_failures: 1, success_rate_below: 0%, max_ejected: 0%}",
+            Policy(
+                "payment",
+                outlier=Outlier(consecutive_failures=1, success_rate_below=0.0, max_ejected=0.0),
+            ),
+        ),
+        (
+            "outlier: {consecutive_failures: 1000, success_rate_below: 100%, max_ejected: 100%}",
+            Policy(
+                "payment",
+                outlier=Outlier(consecutive_failures=1000, success_rate_below=1.0, max_ejected=1.0),
+            ),
+        ),
+        (
+            "outlier: {base_ejection: 1m, max_ejection: 1m}",
+            Policy("payment", outlier=Outlier(base_ejection=60.0, max_ejection=60.0)),
+        ),
+        ("slow_start: {}", Policy("payment", slow_start=SlowStart())),
+        ("slow_start: {window: 1ms}", Policy("payment", slow_start=SlowStart(0.001))),
+        ("throttle: {}", Policy("payment", throttle=Throttle())),
+        (
+            "throttle: {multiplier: 1, window: 500ms, max_rejected: 0%}",
+            Policy("payment", throttle=Throttle(1.0, 0.5, 0.0)),
+        ),
+        (
+            "throttle: {multiplier: 1000, max_rejected: 95%}",
+            Policy("payment", throttle=Throttle(multiplier=1000.0, max_rejected=0.95)),
+        ),
+        ("circuit_breaker: {}", Policy("payment", circuit_breaker=CircuitBreaker())),
+        (
+            "circuit_breaker: {max_requests: 1}",
+            Policy("payment", circuit_breaker=CircuitBreaker(1)),
+        ),
+        (
+            "circuit_breaker: {max_requests: 1000000000}",
+            Policy("payment", circuit_breaker=CircuitBreaker(1_000_000_000)),
+        ),
         ("rate_limits: []", Policy("payment", rate_limits=())),
         (
             """
@@ -189,7 +257,6 @@ def test_a_fleet_limit_is_warned_of_and_limits_nothing():
 @pytest.mark.parametrize(
     ("body", "block"),
     [
-        ("outlier: {}", "outlier"),
         ("routes: []", "routes"),
         ("stream: {idle: 1m, max: 24h}", "stream"),
         ("concurrency: {adaptive: {}}", "concurrency"),
@@ -373,14 +440,109 @@ BAD = [
         "shadw",
         "expected one of enforce, shadow; did you mean shadow?",
     ),
-    # what is accepted is checked no less
+    # hedge
+    ("+hedge: on", "hedge", "on", "expected a mapping with percentile, max_extra"),
+    ("+hedge: {percentile: 0%}", "hedge.percentile", "0%", "a percentile is more than 0% and less"),
+    (
+        "+hedge: {percentile: 100%}",
+        "hedge.percentile",
+        "100%",
+        "a percentile is more than 0% and less than 100%",
+    ),
+    ("+hedge: {percentile: 95}", "hedge.percentile", "95", "expected a percentage"),
+    ("+hedge: {max_extra: 101%}", "hedge.max_extra", "101%", "a percentage is from 0% to 100%"),
+    ("+hedge: {max_extra: 0.05}", "hedge.max_extra", "0.05", "expected a percentage"),
+    ("+hedge: {delay: 10ms}", "hedge.delay", "10ms", "unknown field; known here: percentile, max"),
+    # outlier
+    ("+outlier: []", "outlier", "[]", "expected a mapping with consecutive_failures"),
+    (
+        "+outlier: {consecutive_failures: 0}",
+        "outlier.consecutive_failures",
+        "0",
+        "expected a whole number from 1 to 1000",
+    ),
+    (
+        "+outlier: {consecutive_failures: 1001}",
+        "outlier.consecutive_failures",
+        "1001",
+        "expected a whole number from 1 to 1000",
+    ),
+    (
+        "+outlier: {success_rate_below: 100.1%}",
+        "outlier.success_rate_below",
+        "100.1%",
+        "a percentage is from 0% to 100%",
+    ),
+    ("+outlier: {success_rate_below: 0.8}", "outlier.success_rate_below", "0.8", "expected a perc"),
+    ("+outlier: {base_ejection: 5}", "outlier.base_ejection", "5", "expected a duration"),
+    ("+outlier: {base_ejection: 0s}", "outlier.base_ejection", "0s", "a duration is more than 0"),
+    ("+outlier: {max_ejection: 0s}", "outlier.max_ejection", "0s", "a duration is more than 0"),
     (
         "+outlier: {base_ejection: 10s, max_ejection: 5s}",
         "outlier.base_ejection",
         "10s",
         "base_ejection (10s) is at most max_ejection (5s)",
     ),
+    (
+        "+outlier: {base_ejection: 301s}",
+        "outlier.base_ejection",
+        "301s",
+        "base_ejection (301s) is at most max_ejection (300s)",
+    ),
+    (
+        "+outlier: {max_ejection: 4s}",
+        "outlier.max_ejection",
+        "4s",
+        "base_ejection (5s) is at most max_ejection (4s)",
+    ),
     ("+outlier: {max_ejected: 10}", "outlier.max_ejected", "10", "expected a percentage"),
+    ("+outlier: {max_ejected: 101%}", "outlier.max_ejected", "101%", "a percentage is from 0%"),
+    ("+outlier: {max_eject: 1s}", "outlier.max_eject", "1s", "unknown field; did you mean max_ej"),
+    # slow start
+    ("+slow_start: 30s", "slow_start", "30s", "expected a mapping with window"),
+    ("+slow_start: {window: 30}", "slow_start.window", "30", "expected a duration"),
+    ("+slow_start: {window: 0s}", "slow_start.window", "0s", "a duration is more than 0"),
+    ("+slow_start: {windw: 1s}", "slow_start.windw", "1s", "unknown field; did you mean window?"),
+    # throttle
+    ("+throttle: off", "throttle", "off", "expected a mapping with multiplier, window, max_reject"),
+    (
+        "+throttle: {multiplier: 0.9}",
+        "throttle.multiplier",
+        "0.9",
+        "expected a number from 1 to 1000, without a unit",
+    ),
+    (
+        "+throttle: {multiplier: 1001}",
+        "throttle.multiplier",
+        "1001",
+        "expected a number from 1 to 1000, without a unit",
+    ),
+    ("+throttle: {window: 3}", "throttle.window", "3", "expected a duration"),
+    ("+throttle: {window: 0ms}", "throttle.window", "0ms", "a duration is more than 0"),
+    (
+        "+throttle: {max_rejected: 95.1%}",
+        "throttle.max_rejected",
+        "95.1%",
+        "at most 95%: some calls must find out when the service is back",
+    ),
+    ("+throttle: {max_rejected: 101%}", "throttle.max_rejected", "101%", "a percentage is from 0%"),
+    ("+throttle: {max_rejected: 0.8}", "throttle.max_rejected", "0.8", "expected a percentage"),
+    # circuit breaker
+    ("+circuit_breaker: 1024", "circuit_breaker", "1024", "expected a mapping with max_requests"),
+    (
+        "+circuit_breaker: {max_requests: 0}",
+        "circuit_breaker.max_requests",
+        "0",
+        "expected a whole number from 1 to 1000000000",
+    ),
+    (
+        "+circuit_breaker: {max_requests: 1000000001}",
+        "circuit_breaker.max_requests",
+        "1000000001",
+        "expected a whole number from 1 to 1000000000",
+    ),
+    ("+circuit_breaker: {max: 1}", "circuit_breaker.max", "1", "unknown field"),
+    # what is accepted is checked no less
     ("+subsets: {v1: {}}", "subsets.v1", "{}", "expected a mapping with at least one"),
     ("+subsets: {v1: version}", "subsets.v1", "version", "expected a mapping with at least one"),
     ("+subsets: {a b: {version: v1}}", 'subsets["a b"]', "a b", "a name has letters"),
@@ -514,11 +676,11 @@ def test_one_document_is_one_document():
 def test_lenient_loading_skips_and_lists_fields_of_a_newer_release():
     """An older release takes what it knows of a newer one's document, and says what it left."""
     text = HEAD + (
-        "timeout: 2s\nhedge: {delay: 10ms}\nretry: {attempts: 2, jitter: full}\n"
+        "timeout: 2s\nlocality: {prefer: zone}\nretry: {attempts: 2, jitter: full}\n"
         "routes: [{name: a, fault: {corrupt: 1%}}]\n"
     )
     document = load_document(text, lenient=True)
-    assert document.ignored == ("hedge", "retry.jitter", "routes[0].fault.corrupt")
+    assert document.ignored == ("locality", "retry.jitter", "routes[0].fault.corrupt")
     assert document.policy == Policy("payment", timeout=2.0, retry=Retry(attempts=2))
     assert [problem.path for problem in problems_of(text)] == list(document.ignored)
 
@@ -539,6 +701,42 @@ def test_the_shipped_policies_load_without_warnings():
     assert all(document.warnings == () for document in documents)
 
 
+FAILURE_BLOCKS = {
+    "retry": Retry,
+    "retry_budget": RetryBudget,
+    "hedge": Hedge,
+    "outlier": Outlier,
+    "slow_start": SlowStart,
+    "throttle": Throttle,
+    "circuit_breaker": CircuitBreaker,
+}
+
+
+@pytest.mark.parametrize("block", FAILURE_BLOCKS)
+def test_a_services_block_takes_the_place_of_the_meshs_whole(block):
+    """Its fields that are not said are at their defaults, whatever the mesh's block says."""
+    of_mesh = {
+        "retry": Retry(attempts=5),
+        "retry_budget": RetryBudget(ratio=0.5),
+        "hedge": Hedge(percentile=0.5),
+        "outlier": Outlier(consecutive_failures=9),
+        "slow_start": SlowStart(window=1.0),
+        "throttle": Throttle(multiplier=3.0),
+        "circuit_breaker": CircuitBreaker(max_requests=7),
+    }[block]
+    documents = {"*": Policy("*", **{block: of_mesh})}
+    assert getattr(effective("payment", documents), block) == of_mesh
+    documents["payment"] = load_document(f"{HEAD}{block}: {{}}").policy
+    assert getattr(effective("payment", documents), block) == FAILURE_BLOCKS[block]()
+
+
+def test_nothing_is_hedged_unless_asked_for():
+    """Hedging costs the callee calls, so no default turns it on; all else is on."""
+    policy = effective("payment", {})
+    off = [block for block in FAILURE_BLOCKS if getattr(policy, block) is None]
+    assert off == ["hedge"]
+
+
 # docs/policy.md
 
 GUIDE = (REPOSITORY / "docs" / "policy.md").read_text()
@@ -547,7 +745,7 @@ ROWS = re.findall(r"^\| `([a-z_\[\].]+)` \| [^|]+ \| ([^|]+?) \|", GUIDE, re.MUL
 
 def test_the_guide_has_every_field_carried_out():
     """Every field of the model is in the table, and nothing else."""
-    blocks = {"retry": Retry, "retry_budget": RetryBudget, "rate_limits[]": RateLimit}
+    blocks = {**FAILURE_BLOCKS, "rate_limits[]": RateLimit}
     expected = {"timeout", "balancer", "balancer.peak_ewma.decay"}
     for block, model in blocks.items():
         expected |= {f"{block}.{field.name}" for field in fields(model)}
@@ -560,8 +758,7 @@ PLAIN = {
     "schema": "meshrpc.policy/v1",
     "service": "payment",
     "balancer": {"peak_ewma": {}},
-    "retry": {},
-    "retry_budget": {},
+    **{block: {} for block in FAILURE_BLOCKS},
     "rate_limits": [{"name": "all", "rate": "10/s", "burst": "5"}],
 }
 
@@ -569,12 +766,9 @@ PLAIN = {
 def test_an_empty_block_is_the_default_block():
     """A block without fields says what holds where no document says anything."""
     policy, default = load_document(json.dumps(PLAIN)).policy, effective("payment", {})
-    assert (policy.balancer, policy.retry, policy.retry_budget, policy.timeout) == (
-        default.balancer,
-        default.retry,
-        default.retry_budget,
-        default.timeout,
-    )
+    for block in ("balancer", "timeout", *FAILURE_BLOCKS):
+        if block != "hedge":  # off without its block
+            assert getattr(policy, block) == getattr(default, block)
 
 
 @pytest.mark.parametrize(("path", "default"), ROWS)
@@ -644,6 +838,36 @@ RETRY = st.fixed_dictionaries(
         "non_idempotent": st.lists(METHOD, unique=True, max_size=2),
     },
 )
+EJECTION = st.sampled_from(
+    [{}, {"base_ejection": "1s"}, {"base_ejection": "2s", "max_ejection": "2s"}]
+)
+OUTLIER = st.builds(
+    dict.__or__,
+    EJECTION,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "consecutive_failures": st.integers(1, 1000).map(str),
+            "success_rate_below": PERCENTAGE,
+            "max_ejected": PERCENTAGE,
+        },
+    ),
+)
+HEDGE = st.fixed_dictionaries(
+    {},
+    optional={
+        "percentile": st.integers(1, 99).map("{}%".format),
+        "max_extra": PERCENTAGE,
+    },
+)
+THROTTLE = st.fixed_dictionaries(
+    {},
+    optional={
+        "multiplier": st.integers(1, 1000).map(str),
+        "window": DURATION,
+        "max_rejected": st.integers(0, 95).map("{}%".format),
+    },
+)
 KEY = st.one_of(st.sampled_from(["caller", "method"]), NAME.map("metadata.{}".format))
 RATE_LIMIT = st.fixed_dictionaries(
     {"name": NAME, "rate": RATE, "burst": st.integers(1, 10_000).map(str)},
@@ -685,7 +909,13 @@ DOCUMENT = st.fixed_dictionaries(
         "retry_budget": st.fixed_dictionaries({}, optional={"ratio": PERCENTAGE}),
         "rate_limits": _named(RATE_LIMIT),
         "routes": _named(ROUTE),
-        "outlier": st.fixed_dictionaries({}, optional={"success_rate_below": PERCENTAGE}),
+        "hedge": HEDGE,
+        "outlier": OUTLIER,
+        "slow_start": st.fixed_dictionaries({}, optional={"window": DURATION}),
+        "throttle": THROTTLE,
+        "circuit_breaker": st.fixed_dictionaries(
+            {}, optional={"max_requests": st.integers(1, 1_000_000_000).map(str)}
+        ),
     },
 )
 

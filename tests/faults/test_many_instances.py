@@ -1,0 +1,99 @@
+"""What callers notice when many instances break, or all of them, and come back."""
+
+import math
+
+import pytest
+
+from tests.faults import scenarios
+from tests.faults.account import attempts_a_call, back_after, is_back
+from tests.faults.methods import GET, PUT
+
+pytestmark = pytest.mark.process
+
+OUT_WITHIN = 3.0
+BACK_WITHIN = 5.0
+ATTEMPTS = 1.2
+"""A call, at most, with everything failing."""
+SLACK = 0.05
+
+
+def check_all(run):
+    """Hardly more attempts than calls, no call late, and back in time once there is somebody."""
+    fault, healed = run.marks["fault"], run.marks["healed"]
+    assert attempts_a_call(run, fault, healed) <= ATTEMPTS
+    assert run.overdue("mesh") <= SLACK
+    assert back_after(run.mesh.calls, healed) <= BACK_WITHIN
+    executions = run.executions("mesh")
+    assert [c for c in run.mesh.calls if c.method == PUT and executions[c.number] > 1] == []
+
+
+async def test_half_of_the_instances_are_cut_off(wired):
+    """Calls fail only until it is noticed; none is late; afterwards all four are asked again."""
+    run = await scenarios.blackhole_half(
+        wired,
+        cut=4.0,
+        until=lambda run: all(run.attempts_at(v, run.marks["healed"]) for v in wired),
+    )
+    assert run.overdue("mesh") <= SLACK
+    fault, healed = run.marks["fault"], run.marks["healed"]
+    late = run.mesh.meant(fault + OUT_WITHIN, healed)
+    assert late
+    assert [call for call in late if not call.is_ok] == []
+    assert all(run.attempts_at(victim, healed) for victim in wired)
+
+
+@pytest.mark.parametrize(
+    "rate", [20, 100, pytest.param(500, marks=[pytest.mark.soak, pytest.mark.timeout(60)])]
+)
+async def test_when_everything_fails_nothing_gets_worse(fleet, rate):
+    """At most 1.2 attempts a call, and 95 % succeed within 5 s of the first healthy instance.
+
+    All calls may be repeated, so that nothing but the budget and the throttle bounds the attempts.
+    """
+    check_all(
+        await scenarios.fail_all(
+            fleet, rate=rate, methods=(GET,), failing=2.5, apart=0.4, after=5.0, until=is_back
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [
+        pytest.param(20, marks=pytest.mark.soak),
+        100,
+        pytest.param(500, marks=[pytest.mark.soak, pytest.mark.timeout(60)]),
+    ],
+)
+async def test_when_everything_is_dead_calls_fail_at_once(fleet, rate):
+    """Nobody is there: calls fail fast, and succeed within 5 s of the first instance's return."""
+    run = await scenarios.kill_all(
+        fleet, rate=rate, methods=(GET,), dead=2.0, apart=0.1, after=5.0, until=is_back
+    )
+    check_all(run)
+    dead = run.mesh.meant(run.marks["fault"] + 1, run.marks["healed"] - 1)
+    assert dead
+    assert max(call.ended - call.started for call in dead) < 0.5
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("rate", [20, 100, 500])
+async def test_there_is_no_metastable_tail(fleet, rate):
+    """After a longer failure calls go on to succeed, for as long as they are watched."""
+    run = await scenarios.fail_all(fleet, rate=rate, failing=20.0, after=20.0)
+    check_all(run)
+    late = run.mesh.meant(run.marks["healed"] + BACK_WITHIN, math.inf)
+    assert sum(call.is_ok for call in late) >= 0.99 * len(late)
+
+
+async def test_a_failing_leaf_is_asked_hardly_more_often_than_there_are_calls(chain):
+    """Three services deep, every one with retries, at most 1.2 calls arrive at the leaf for each."""
+    front, _, leaf = chain
+    run = await scenarios.fail_leaf(front, leaf, methods=(GET,), failing=3.0)
+    began = run.marks["failing"]
+    calls = run.mesh.meant(began)
+    arrived = leaf.executions(began)
+    assert len(arrived) <= ATTEMPTS * len(calls)
+    assert len(arrived) > 10
+    assert run.overdue("mesh") <= SLACK

@@ -1,0 +1,158 @@
+"""What callers notice when one instance of four breaks, under a steady load.
+
+Every test puts the same calls on a bare grpcio channel as well. What becomes of those is shown by
+`benchmarks/faults.py`; here they prove that the fault was one.
+"""
+
+import pytest
+
+from tests.faults import scenarios
+from tests.faults.account import has_explained, share
+from tests.faults.methods import GET, PUT
+
+pytestmark = pytest.mark.process
+
+OUT_WITHIN = 3.0
+SLACK = 0.05
+"""Seconds by which a call may end after its deadline."""
+
+
+def check_every_call(run):
+    """What holds in every run: calls end in time, and what may not be repeated is not."""
+    assert run.overdue("mesh") <= SLACK
+    executions = run.executions("mesh")
+    assert [c for c in run.mesh.calls if c.method == PUT and executions[c.number] > 1] == []
+
+
+def check_out(run, victim):
+    """The instance got no new calls from three seconds after the fault on."""
+    healed = run.marks["healed"]
+    late = run.attempts_at(victim, run.marks["fault"] + OUT_WITHIN)
+    assert [a for a in late if a.began < healed] == []
+
+
+def is_readmitted(victim):
+    """Return what says whether an instance has its share of the calls again."""
+    return lambda run: len(run.attempts_at(victim, run.marks["healed"])) >= 4
+
+
+def check_one_probe(run, victim):
+    """It was asked once first, and again only when that was answered."""
+    first, *others = run.attempts_at(victim, run.marks["healed"])
+    assert len(others) >= 3
+    assert min(other.began for other in others) >= first.ended
+
+
+def check_killed(run):
+    """Calls that may be repeated succeed; others fail only if they may have been executed."""
+    assert run.mesh.failed(GET) == []
+    assert [call for call in run.mesh.failed(PUT) if not has_explained(call)] == []
+    check_every_call(run)
+
+
+async def test_nobody_notices_that_an_instance_is_killed(fleet):
+    """No idempotent call fails; another one only if it may have been executed, and says so."""
+    check_killed(await scenarios.kill_one(fleet))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+async def test_nobody_notices_in_ten_of_ten_runs(fleet):
+    """The same, ten times in a row, each time with other calls."""
+    for seed in range(10):
+        fleet.heal()
+        check_killed(await scenarios.kill_one(fleet, seed=seed))
+
+
+async def test_a_frozen_instance_is_out_in_time_and_comes_back_by_one_probe(fleet):
+    """SIGSTOP: no new calls within 3 s, none late; after SIGCONT one call is answered first."""
+    run = await scenarios.freeze_one(fleet, frozen=4.0, until=is_readmitted(fleet[0]))
+    check_every_call(run)
+    check_out(run, fleet[0])
+    check_one_probe(run, fleet[0])
+    assert len(run.bare.failed()) > 10 * len(run.mesh.failed())
+
+
+async def test_an_instance_behind_a_black_hole_is_out_in_time(wired):
+    """A proxy that passes nothing on: no new calls within 3 s, none late, one probe after."""
+    run = await scenarios.blackhole_one(wired, cut=4.0, until=is_readmitted(wired[0]))
+    check_every_call(run)
+    check_out(run, wired[0])
+    check_one_probe(run, wired[0])
+    assert len(run.bare.failed()) > 10 * len(run.mesh.failed())
+
+
+async def test_an_instance_whose_answers_get_lost_is_out_in_time(apart, rig):
+    """A blackhole route, one way, in the kernel: the same."""
+    network = rig.network
+    run = await scenarios.lose_packets(
+        apart, network.swallow, network.pass_on, cut=4.0, until=is_readmitted(apart[0])
+    )
+    check_every_call(run)
+    check_out(run, apart[0])
+    check_one_probe(run, apart[0])
+    assert len(run.bare.failed()) > 10 * len(run.mesh.failed())
+
+
+@pytest.mark.soak
+async def test_an_instance_whose_link_is_down_is_out_in_time(apart, rig):
+    """Nothing gets through, either way, in the kernel: the same."""
+    network = rig.network
+    run = await scenarios.lose_packets(
+        apart, network.cut, network.join, until=is_readmitted(apart[0])
+    )
+    check_every_call(run)
+    check_out(run, apart[0])
+    check_one_probe(run, apart[0])
+
+
+async def test_a_slow_instance_gets_a_small_share(fleet):
+    """Twenty times slower, it gets less than a quarter of its share after a second."""
+    run = await scenarios.misbehave_one(fleet, "slow", bad=4.0, after=0)
+    check_every_call(run)
+    assert run.mesh.failed() == []
+    begin, end = run.marks["fault"] + 1, run.marks["healed"]
+    assert share(run, "mesh", fleet[0], begin, end) < 0.25 / 4
+    assert share(run, "bare", fleet[0], begin, end) > 0.2
+
+
+async def test_an_instance_that_fails_every_call_is_ejected(fleet):
+    """Five failures at most reach callers' attempts; idempotent calls succeed; one probe after."""
+    run = await scenarios.misbehave_one(
+        fleet, "fail", bad=3.0, after=4.0, until=is_readmitted(fleet[0])
+    )
+    check_every_call(run)
+    assert run.mesh.failed(GET) == []
+    tried = [
+        a for a in run.attempts_at(fleet[0], run.marks["fault"]) if a.began < run.marks["healed"]
+    ]
+    assert 1 <= len(tried) <= 5
+    check_one_probe(run, fleet[0])
+    assert len(run.bare.failed()) > 10 * len(run.mesh.failed())
+
+
+@pytest.mark.parametrize("word", ["block", pytest.param("hang", marks=pytest.mark.soak)])
+async def test_an_instance_that_does_not_answer_is_out_in_time(fleet, word):
+    """Its event loop is blocked by a handler, or its handlers never return."""
+    run = await scenarios.misbehave_one(fleet, word, bad=4.0, after=0)
+    check_every_call(run)
+    late = run.attempts_at(fleet[0], run.marks["fault"] + OUT_WITHIN)
+    assert len(late) <= 1  # a probe
+    assert len(run.bare.failed()) > 10 * len(run.mesh.failed())
+
+
+async def test_refused_connections_cost_no_idempotent_call(wired):
+    """Connections are reset once, then refused, then accepted again."""
+    run = await scenarios.refuse_one(wired, refusing=2.0, until=is_readmitted(wired[0]))
+    check_killed(run)
+
+
+async def test_a_flapping_instance_costs_no_idempotent_call(fleet):
+    """Killed and started again, twice."""
+    check_killed(await scenarios.flap_one(fleet, times=2, down=1.0, up=1.5))
+
+
+@pytest.mark.soak
+async def test_an_instance_that_flaps_for_long_costs_no_idempotent_call(fleet):
+    """Killed and started again, five times, down for two seconds and up for two."""
+    check_killed(await scenarios.flap_one(fleet, times=5))

@@ -1,0 +1,105 @@
+"""One instance of a service that misbehaves when told: `python -m tests.faults.victim ...`.
+
+It says `ready` on stdout once it is registered, then takes a word a line on stdin, how its handlers
+are to behave from now on, and says it back. When stdin ends it stops at once, so that nothing
+outlives the tests. Every execution of a handler is a line in its log, written before anything
+else happens: `<monotonic seconds> <method> <call>`.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+
+import grpc
+
+import meshrpc
+from tests.faults.methods import GET, PUT, SERVICE
+
+TAKES = 0.02
+"""Seconds of a handler that works."""
+SLOWER = 20
+
+
+class Behaviour:
+    """What the handlers do, by word."""
+
+    def __init__(self, log, following):
+        self._log = log
+        self._following = following
+        self.word = "work"
+
+    async def handle(self, method, request, context):
+        os.write(self._log, f"{time.monotonic():.6f} {method} {request.decode()}\n".encode())
+        match self.word:
+            case "fail":
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "told to fail")
+            case "hang":
+                await asyncio.Event().wait()
+            case "block":
+                time.sleep(0.5)  # noqa: ASYNC251 - the fault
+            case "slow":
+                await asyncio.sleep(TAKES * SLOWER)
+            case _:
+                await asyncio.sleep(TAKES)
+        if self._following is None:
+            return request
+        try:
+            return await self._following(method)(request)
+        except grpc.aio.AioRpcError as error:
+            # As a proxy would, and as makes the worst storm of retries.
+            await context.abort(error.code(), error.details())
+
+
+def handler(behaviour, method):
+    async def handle(request, context):
+        return await behaviour.handle(method, request, context)
+
+    return grpc.unary_unary_rpc_method_handler(handle)
+
+
+async def main(given):
+    service = meshrpc.Service(
+        given.service, listen=given.listen, advertise=given.advertise, grace=0.5
+    )
+    service.mesh.id = given.id  # so that it comes back as the same instance
+    following = service.channel(given.calls) if given.calls else None
+    log = os.open(given.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    behaviour = Behaviour(log, following and following.unary_unary)
+    service.add_generic_rpc_handlers(
+        (
+            grpc.method_handlers_generic_handler(
+                SERVICE,
+                {path.rpartition("/")[2]: handler(behaviour, path) for path in (GET, PUT)},
+            ),
+        )
+    )
+    async with service:
+        if following is not None:
+            following.get_state(try_to_connect=True)
+        say("ready")
+        words = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(words), sys.stdin
+        )
+        while word := (await words.readline()).decode().strip():
+            behaviour.word = word
+            say(word)
+        os._exit(0)  # the tests are over, or have died: nobody is left to drain for
+
+
+def say(word):
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("service")
+    parser.add_argument("id")
+    parser.add_argument("log")
+    parser.add_argument("--listen", required=True)
+    parser.add_argument("--advertise")
+    parser.add_argument("--calls")
+    asyncio.run(main(parser.parse_args()))
