@@ -18,13 +18,10 @@ import grpc
 import grpc.aio
 
 from meshrpc.client.endpoint import Endpoint
+from meshrpc.client.local_error import CANCELLED_HERE
 from meshrpc.clock import Clock
 from meshrpc.resilience.outcome import Outcome, classify
 from meshrpc.wire import Metadata
-
-CANCELLED_HERE = "Locally cancelled by application!"
-"""The details that grpcio gives a call which this side cancelled; nothing else public tells it
-from one that a server ended with CANCELLED."""
 
 _WRITE_BROKE = 'Failed "execute_batch"'
 """How grpcio explains the INTERNAL that it reports when a message could not be written: before it

@@ -86,7 +86,7 @@ class _StreamResponse(AwaitableCall):
         )
         with contextlib.suppress(RuntimeError):  # the loop is closed, and its calls with it
             if self._is_counted:
-                self._destination.loop.call_soon_threadsafe(self._destination.call_ended, None)
+                self._destination.loop.call_soon_threadsafe(self._destination.forget_call)
             if under_way is not None:
                 self._destination.loop.call_soon_threadsafe(under_way.cancel)
 

@@ -17,22 +17,18 @@ from typing import Any, Protocol, runtime_checkable
 import grpc
 import grpc.aio
 
-from meshrpc.client.attempt import Attempt
+from meshrpc.client.admission_control import AdmissionControl
 from meshrpc.client.call_options import NOTHING_SAID, CallOptions
 from meshrpc.client.choices import Choices
+from meshrpc.client.ejections import Ejections
 from meshrpc.client.endpoint import FAILING, READY, Dialing, Endpoint
 from meshrpc.client.local_error import local_error
-from meshrpc.client.probes import Probes
 from meshrpc.clock import Clock
 from meshrpc.policy.model import EffectivePolicy
 from meshrpc.policy.table import PolicyTable
 from meshrpc.registry.instance import Instance, State
 from meshrpc.registry.registry import Registry, Snapshot, Watch
-from meshrpc.resilience.circuit_breaker import CircuitBreaker
-from meshrpc.resilience.outcome import Outcome
-from meshrpc.resilience.outlier import Admission, OutlierDetector
-from meshrpc.resilience.retry_budget import RetryBudget
-from meshrpc.resilience.throttle import Throttle
+from meshrpc.resilience.outlier import Admission
 
 CLOSE_GRACE = 30.0
 """Seconds that calls under way get to end when their instance leaves the registry."""
@@ -40,9 +36,6 @@ CLOSE_GRACE = 30.0
 ANSWER_WITHIN = 5.0
 """Seconds that a call waits for the registry's first answer, if its deadline allows. Only while
 nothing at all is known: later outages of the registry cost no call anything."""
-
-_NOT_ACCEPTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-"""How a call ends that the service did not cope with; other failures are mistakes of its own."""
 
 _HOPE = (READY, grpc.ChannelConnectivity.CONNECTING, grpc.ChannelConnectivity.IDLE, FAILING)
 """Connectivity of a whole is that of its best part, as in gRPC's load balancing policies."""
@@ -75,13 +68,11 @@ class Destination:
         self.loop = asyncio.get_running_loop()
         self.closed = False
         self.table = PolicyTable(policy)
-        self.budget = RetryBudget(policy.retry_budget, clock.now())
-        self.throttle = Throttle(policy.throttle, rng)
-        self.breaker = CircuitBreaker(policy.circuit_breaker)
-        self.outliers = OutlierDetector(policy.outlier, rng)
+        self.control = AdmissionControl(policy, clock.now(), rng)
+        self._ejections = Ejections(policy.outlier, clock, rng, self._rebuild)
+        self.outliers = self._ejections.detector
         self._dialing = dialing
         self._choices = Choices(policy, rng)
-        self._probes = Probes()
         self._endpoints: dict[str, Endpoint] = {}
         self._known = False
         self._is_stale = False
@@ -91,7 +82,6 @@ class Destination:
         self._watch: Watch | None = None
         self._retiring: dict[asyncio.Task[None], Endpoint] = {}
         self._waiting: set[asyncio.Task[None]] = set()
-        self._advancing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Destination {self.service} endpoints={len(self._endpoints)} ready={self.ready_count}>"
@@ -129,7 +119,8 @@ class Destination:
         if self._watch is not None:
             self._watch.close()
             self._watch = None  # it knows this destination
-        waiting = (*self._waiting, *filter(None, (self._advancing,)))
+        await self._ejections.close()
+        waiting = tuple(self._waiting)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -155,9 +146,7 @@ class Destination:
         """Let calls that start from now on follow `policy`; those under way keep theirs."""
         self.table = PolicyTable(policy)
         now = self.clock.now()
-        self.budget.configure(policy.retry_budget, now)
-        self.throttle.configure(policy.throttle, now)
-        self.breaker.configure(policy.circuit_breaker)
+        self.control.configure(policy, now)
         self.outliers.configure(policy.outlier, now)
         for endpoint in self._endpoints.values():
             endpoint.set_decay(policy.balancer.decay)
@@ -289,22 +278,6 @@ class Destination:
         self._retiring[task] = endpoint
         task.add_done_callback(lambda _: self._retiring.pop(task))
 
-    def admit(self, now: float) -> str | None:
-        """Count a call in; or return, for people, why it is refused here.
-
-        Exactly one `call_ended` follows for a call that was counted in.
-        """
-        if not self.breaker.acquire():
-            return (
-                f"the circuit breaker of service {self.service!r} is open: "
-                f"{self.breaker.in_flight} calls are under way"
-            )
-        if not self.throttle.admit(now):
-            self.breaker.release()
-            return f"throttled: service {self.service!r} accepts too few of the calls it gets"
-        self.budget.deposit()
-        return None
-
     def pick(
         self, now: float, options: CallOptions = NOTHING_SAID, *, repeatable: bool = False
     ) -> Endpoint | None:
@@ -312,26 +285,18 @@ class Destination:
 
         `repeatable`: the call would be tried elsewhere if this attempt failed.
         """
-        if self._probes:
-            probed = self._probes.take(
-                now, lambda each: self._choices.is_in(options.subset, each), repeatable=repeatable
+        if self._ejections.has_probes():
+            subset = options.subset
+            probed = self._ejections.take_probe(
+                now, lambda each: self._choices.is_in(subset, each), repeatable=repeatable
             )
             if probed is not None:
-                self.outliers.begin_probe(probed.health, now)
-                self._advance_in_time()
                 return probed
         return self._choices.pick(now, options)
 
-    def call_ended(self, last: Attempt | None) -> None:
-        """Count a call out; `last` is its last attempt."""
-        self.breaker.release()
-        outcome = None if last is None else last.outcome
-        if last is None or outcome is Outcome.UNREACHED or outcome is Outcome.ABANDONED:
-            return  # it says nothing of what the service accepts
-        if outcome is Outcome.FAILURE and last.code in _NOT_ACCEPTED:
-            self.throttle.failed(self.clock.now())
-        else:
-            self.throttle.accepted(self.clock.now())
+    def forget_call(self) -> None:
+        """Count out a call that its user has forgotten."""
+        self.control.call_ended(None, self.clock.now())
 
     def on_state(self, endpoint: Endpoint, before: grpc.ChannelConnectivity) -> None:
         """Take note that an endpoint's connection changed, or may have."""
@@ -344,36 +309,12 @@ class Destination:
 
     def on_admission(self, endpoint: Endpoint) -> None:
         """Take note that an endpoint was ejected, or is back."""
-        health, now = endpoint.health, self.clock.now()
-        if health.admission is Admission.ADMITTED:
+        if endpoint.health.admission is Admission.ADMITTED:
             self._warm_up(endpoint)
-            _log.info("instance %s of %s answers again", endpoint.id, self.service)
-        elif health.admission is Admission.EJECTED and health.ejected_until is not None:
-            _log.warning(
-                "instance %s of %s is ejected for %.1f s: %s",
-                endpoint.id,
-                self.service,
-                health.ejected_until - now,
-                health.cause,
-            )
-        self._rebuild()
-        self._advance_in_time()
+        self._ejections.admission_changed(endpoint, self.clock.now())
 
     def _warm_up(self, endpoint: Endpoint) -> None:
         endpoint.warm_up(self.clock.now(), self.table.policy.slow_start.window)
-
-    def _advance_in_time(self) -> None:
-        """See to it that ejections end when they should."""
-        if self._advancing is not None:
-            self._advancing.cancel()
-        if not self.closed:
-            self._advancing = self.loop.create_task(self._advance(), context=contextvars.Context())
-
-    async def _advance(self) -> None:
-        while (at := self.outliers.next_change()) is not None:
-            await self.clock.sleep(at - self.clock.now())
-            if self.outliers.advance(self.clock.now()):
-                self._rebuild()
 
     def _rebuild_soon(self) -> None:
         """Rebuild before the loop waits again, once for all states that changed by then."""
@@ -392,9 +333,7 @@ class Destination:
             if endpoint.instance.state is State.ACTIVE
         )
         self._choices.replace(active, now)
-        self._probes.offer(
-            (each for each in active if each.health.admission is Admission.PROBATION), now
-        )
+        self._ejections.offer(active, now)
         self.wake()
 
     def wake(self) -> None:

@@ -20,12 +20,19 @@ import grpc.aio
 from opentelemetry.trace import Span
 
 from meshrpc import wire
-from meshrpc.client.attempt import CANCELLED_HERE, Attempt
+from meshrpc.client.attempt import Attempt
 from meshrpc.client.call_options import CallOptions
 from meshrpc.client.destination import Destination
 from meshrpc.client.endpoint import Endpoint
 from meshrpc.client.intercepted import adding
-from meshrpc.client.local_error import local_error
+from meshrpc.client.local_error import (
+    broken,
+    cancelled_here,
+    cannot_start,
+    left,
+    local_error,
+    refused,
+)
 from meshrpc.client.method import Method
 from meshrpc.client.next_attempt import Reference, after_wait, wait_for_next
 from meshrpc.clock import SystemClock
@@ -36,25 +43,9 @@ from meshrpc.resilience.outcome import Outcome
 from meshrpc.resilience.retry import Failure, backoff, may_retry, read_failure
 from meshrpc.telemetry import tracing
 
-_NOT_EXECUTED: wire.Metadata = ((wire.NOT_EXECUTED, "1"),)
-
 _OK = grpc.StatusCode.OK
 _UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 _CANCELLED = grpc.StatusCode.CANCELLED
-
-
-def _left() -> grpc.aio.AioRpcError:
-    return local_error(_UNAVAILABLE, "the mesh was left")
-
-
-def _cancelled_here() -> grpc.aio.AioRpcError:
-    return grpc.aio.AioRpcError(
-        _CANCELLED, grpc.aio.Metadata(), grpc.aio.Metadata(), CANCELLED_HERE
-    )
-
-
-def _cannot_start(error: BaseException) -> grpc.aio.AioRpcError:
-    return local_error(grpc.StatusCode.INTERNAL, f"cannot start the call: {error}")
 
 
 class LogicalCall:
@@ -142,12 +133,13 @@ class LogicalCall:
 
     def _is_refused(self, now: float) -> bool:
         """Fail if the service has too much to do already, or more than this process may ask of it."""
-        refusal = self._destination.admit(now)
+        destination = self._destination
+        refusal = destination.control.admit(now)
         if refusal is None:
             self._is_counted = True
             return False
         self._blame_dependency()
-        self._fail(local_error(_UNAVAILABLE, refusal, _NOT_EXECUTED))
+        self._fail(refused(destination.service, refusal))
         return True
 
     def __repr__(self) -> str:
@@ -220,10 +212,10 @@ class LogicalCall:
         elif self._cancel_asked or (attempt.cancelled and not attempt.interrupted):
             self._cancelled = True
             if not attempt.cancelled:  # something else ended it, and was not the call's end
-                self._error = _cancelled_here()
+                self._error = cancelled_here()
             self._settle(_CANCELLED)
         elif attempt.interrupted and self._destination.closed:
-            self._fail(_left())
+            self._fail(left())
         else:
             timed_out = attempt.bounded and code is grpc.StatusCode.DEADLINE_EXCEEDED
             # A server that stops drops what waits in its accept queue with CANCELLED; nobody here
@@ -236,22 +228,14 @@ class LogicalCall:
                 self._fail_for_good(attempt, code, failure)
 
     def _fail_for_good(self, attempt: Attempt, code: grpc.StatusCode, failure: Failure) -> None:
-        details = attempt.details
         is_closed = attempt.interrupted and code is _UNAVAILABLE
         if (failure.broken or is_closed) and not self._received:
-            details += f" ({attempt.endpoint.id} may have executed the call)"
-        said = attempt.error
-        if attempt.interrupted or said is None:
-            self._error = local_error(code, details)
-        elif details != attempt.details:
-            self._error = grpc.aio.AioRpcError(
-                code,
-                said.initial_metadata(),
-                said.trailing_metadata(),
-                details,
-                said.debug_error_string(),
-            )
-        self._settle(code, details)
+            said = None if attempt.interrupted else attempt.error
+            self._fail(broken(code, attempt.details, attempt.endpoint.id, said))
+            return
+        if attempt.interrupted:
+            self._error = local_error(code, attempt.details)
+        self._settle(code, attempt.details)
 
     def _retry(self, attempt: Attempt, code: grpc.StatusCode, failure: Failure) -> bool:
         destination, retry = self._destination, self._policy.retry
@@ -273,7 +257,7 @@ class LogicalCall:
         wait = backoff(retry.backoff, failure, retry=attempts, rng=destination.rng)
         if self._deadline is not None and now + wait >= self._deadline:
             return False
-        if not destination.budget.withdraw(now):
+        if not destination.control.budget.withdraw(now):
             return False
         tracing.record_attempt(self._span, attempt.endpoint.instance.id, code)
         self._schedule(wait)
@@ -305,7 +289,7 @@ class LogicalCall:
             if not self._is_too_late(now):
                 self._start_attempt(found, now)
         except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must learn it
-            self._fail(_cannot_start(error))
+            self._fail(cannot_start(error))
 
     def on_wait_ended(self, task: asyncio.Task[None]) -> None:
         """Fail if the wait ended without a word to the call."""
@@ -314,7 +298,7 @@ class LogicalCall:
         self._next = None
         error = None if task.cancelled() else task.exception()
         # It was cancelled by whoever ends the destination or the loop.
-        self._fail(_left() if error is None else _cannot_start(error))
+        self._fail(left() if error is None else cannot_start(error))
 
     def _fail(self, error: grpc.aio.AioRpcError) -> None:
         """End the call with an error of this client's own."""
@@ -332,7 +316,7 @@ class LogicalCall:
         if not self._is_counted:
             return
         self._is_counted = False
-        self._destination.call_ended(self._attempt)
+        self._destination.control.call_ended(self._attempt, self._destination.clock.now())
         if self._attempt is not None and self._attempt.outcome is Outcome.FAILURE:
             self._blame_dependency()
 
@@ -388,7 +372,7 @@ class LogicalCall:
             task, self._next = self._next, None
             task.cancel()
             self._cancelled = True
-            self._fail(_cancelled_here())
+            self._fail(cancelled_here())
         elif self._attempt is not None:
             self._attempt.cancel()
         return True

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from meshrpc.client.attempt import CANCELLED_HERE, known
+from meshrpc.client.attempt import known
+from meshrpc.client.local_error import CANCELLED_HERE
 from meshrpc.client.logical_call import LogicalCall
 
 T = TypeVar("T")

@@ -20,6 +20,22 @@ MIN_DELAY: Final = 0.001
 """Seconds: below this a second attempt would cost more than the wait (Finagle has the same)."""
 
 
+class Hedges:
+    """The methods of one service that are hedged."""
+
+    def __init__(self) -> None:
+        self._methods: dict[str, Hedging] = {}
+
+    def method(self, path: str, policy: model.Hedge, now: float) -> Hedging:
+        """Return what is known of `/pkg.Service/Method`, to be hedged by `policy` from now on."""
+        known = self._methods.get(path)
+        if known is None:
+            known = self._methods[path] = Hedging(policy, now)
+        elif known.policy != policy:
+            known.configure(policy, now)
+        return known
+
+
 class Hedging:
     """What the calls of one method have shown, and the hedges they may still add."""
 
