@@ -38,6 +38,10 @@ class Candidate:
         self._latency.observe(rng.uniform(0.001, 0.1), NOW - rng.uniform(0.0, 10.0))
         self._latency.pending = rng.randrange(8)
 
+    @property
+    def is_failing(self):
+        return self._latency.is_failing
+
     def load(self, now: float) -> float:
         return self._latency.load(now)
 

@@ -32,6 +32,11 @@ class Candidate(Protocol):
         """Its share, relative to the others'."""
         ...
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether it has failed and not succeeded since."""
+        ...
+
     def load(self, now: float) -> float:
         """Return how loaded it is; less is better, and only the order means anything."""
         ...

@@ -4,6 +4,8 @@ Each pick draws two endpoints and takes the one with the lower load, latency x (
 Latency is a moving average over time that jumps to every peak and sinks back with the time
 constant `decay` (10 s): an endpoint that turns slow is left at once, and tried again as the
 memory of it fades. From Finagle's PeakEwma and P2CPick; Linkerd and tower took it from there.
+An endpoint that fails is another matter than a slow one: it counts as very slow for a moment, and
+while it has not succeeded since, the picker draws a few pairs more to find one that does better.
 
 Choose it when instances are not all equally fast, which is nearly always. Two choices are
 enough to keep the fullest endpoint close to the mean (Mitzenmacher, "The power of two choices").
@@ -16,9 +18,19 @@ import random
 from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
+from meshrpc.resilience.outcome import Outcome
+
 FAILURE_LATENCY = 5.0
 """What a failure counts as, in seconds, however fast it came: an endpoint that fails at once
 would otherwise look like the best one and draw all calls (Linkerd's load biaser)."""
+
+FAILURE_DECAY = 1.0
+"""The time constant with which that fades. Were it as long as the memory of latencies, one stray
+failure would cost an endpoint its calls for most of a minute (docs/decisions/0011)."""
+
+_MORE_PAIRS = 7
+"""Drawn when the better of the first two has failed: enough to find the one that works among four
+with probability 0.996."""
 
 _UNKNOWN_LATENCY = 1e6
 """An endpoint with a first call under way and no latency yet is as good as taken: its first
@@ -31,6 +43,8 @@ endpoint would look unknown, or free however many calls are pending."""
 
 
 class _Loaded(Protocol):
+    @property
+    def is_failing(self) -> bool: ...
     def load(self, now: float) -> float: ...
 
 
@@ -40,11 +54,14 @@ E = TypeVar("E", bound=_Loaded)
 class PeakEwma:
     """One endpoint's latency, remembered by its peaks, and the calls pending on it."""
 
-    __slots__ = ("_at", "_latency", "decay", "pending")
+    __slots__ = ("_at", "_failed_at", "_latency", "decay", "is_failing", "pending")
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self.pending = 0
+        self.is_failing = False
+        """Whether it has failed and not succeeded since."""
+        self._failed_at = 0.0
         self._latency = 0.0
         self._at = 0.0
 
@@ -80,12 +97,32 @@ class PeakEwma:
             self._latency = self.latency(now)
         self._at = now
 
+    def learn(self, outcome: Outcome, latency: float | None, now: float) -> None:
+        """Take in how an attempt ended, and after how long; None: that says nothing of it."""
+        if outcome is Outcome.SUCCESS:
+            self.is_failing = False
+            if latency is not None:
+                self.observe(latency, now)
+            return
+        if latency is not None:
+            if outcome is Outcome.IGNORED:
+                self.hold(latency, now)
+            elif latency > self.latency(now):  # an answer would have taken at least as long
+                self.observe(latency, now)
+        if outcome is Outcome.FAILURE or outcome is Outcome.UNREACHED:
+            self.is_failing = True
+            self._failed_at = now
+
     def forget(self) -> None:
         """Begin anew: who answers there now is not who did."""
         self._latency = 0.0
+        self.is_failing = False
 
     def load(self, now: float) -> float:
         """Return latency x (pending + 1); with no sample yet, the first call is free."""
+        if self.is_failing:
+            faded = math.exp(min(0.0, self._failed_at - now) / FAILURE_DECAY)
+            return max(self.latency(now), FAILURE_LATENCY * faded) * (self.pending + 1)
         if not self._latency:
             return _UNKNOWN_LATENCY * self.pending
         return self.latency(now) * (self.pending + 1)
@@ -120,6 +157,19 @@ class TwoChoicesPicker(Generic[E]):
         """Return the less loaded of two distinct endpoints; the first drawn when equal."""
         if self._count == 1:
             return self._endpoints[0]
+        best = self._draw(now)
+        if best.is_failing and self._count > 2:
+            load = best.load(now)
+            for _ in range(_MORE_PAIRS):
+                other = self._draw(now)
+                # By load also among those that work: to the first of them would go everything.
+                if (its := other.load(now)) < load:
+                    best, load = other, its
+                if not other.is_failing:
+                    break
+        return best
+
+    def _draw(self, now: float) -> E:
         i = int(self._rng.random() * self._count)
         j = int(self._rng.random() * (self._count - 1))
         j += j >= i  # skip over i; keeps every other index equally likely

@@ -20,7 +20,7 @@ import grpc
 import grpc.aio
 
 from meshrpc import wire
-from meshrpc.balancer.peak_ewma import FAILURE_LATENCY, PeakEwma
+from meshrpc.balancer.peak_ewma import PeakEwma
 from meshrpc.client import options
 from meshrpc.client.method import Method
 from meshrpc.metadata import checked
@@ -150,6 +150,11 @@ class Endpoint:
         return self.instance.weight
 
     @property
+    def is_failing(self) -> bool:
+        """Whether it has failed and not succeeded since."""
+        return self._latency.is_failing
+
+    @property
     def pending(self) -> int:
         """Attempts under way."""
         return self._latency.pending
@@ -198,15 +203,7 @@ class Endpoint:
         known = self._latency
         known.pending -= 1
         self._under_way.discard(inner)
-        if outcome is Outcome.FAILURE or outcome is Outcome.UNREACHED:
-            known.observe(max(FAILURE_LATENCY, latency or 0.0), now)
-        elif latency is not None:
-            if outcome is Outcome.SUCCESS:
-                known.observe(latency, now)
-            elif outcome is Outcome.IGNORED:
-                known.hold(latency, now)
-            elif latency > known.latency(now):  # it would have taken at least as long
-                known.observe(latency, now)
+        known.learn(outcome, latency, now)
         if self._keeper.outliers.record(self.health, generation, outcome, now):
             self._keeper.on_admission(self)
         if self._idle is not None and not known.pending:

@@ -14,17 +14,15 @@ from typing import NamedTuple
 import grpc
 
 from meshrpc import wire
+from meshrpc.client.admission_control import AdmissionControl
 from meshrpc.client.call_options import NOTHING_SAID
 from meshrpc.client.choices import Choices
 from meshrpc.client.endpoint import FAILING, READY
 from meshrpc.client.probes import Probes
 from meshrpc.policy.model import EffectivePolicy
-from meshrpc.resilience.circuit_breaker import CircuitBreaker
 from meshrpc.resilience.outcome import CONNECT_FAILED, Outcome, classify
 from meshrpc.resilience.outlier import Admission, OutlierDetector
 from meshrpc.resilience.retry import backoff, may_retry, read_failure
-from meshrpc.resilience.retry_budget import RetryBudget
-from meshrpc.resilience.throttle import Throttle
 from tests.simulation.connection import TRAVEL, Endpoint
 from tests.simulation.engine import Event, Simulation
 from tests.simulation.server import Server, Work
@@ -33,7 +31,6 @@ OK = grpc.StatusCode.OK
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED
 
-_NOT_ACCEPTED = (UNAVAILABLE, DEADLINE_EXCEEDED)
 _STOP = ((wire.RETRY_PUSHBACK, "-1"),)
 
 
@@ -73,13 +70,13 @@ class Client:
         self.sim = sim
         self.policy = policy
         self.rng = sim.rng(f"client {name}")
-        self.budget = RetryBudget(policy.retry_budget, sim.now)
-        self.throttle = Throttle(policy.throttle, self.rng)
-        self.breaker = CircuitBreaker(policy.circuit_breaker)
+        self.admission = AdmissionControl(policy, sim.now, self.rng)
         self.outliers = OutlierDetector(policy.outlier, self.rng)
         self.ejections: list[Ejection] = []
         self.attempts = 0
         """Attempts that were begun, those that found no connection included."""
+        self.most_ejected = 0
+        """Endpoints that were not admitted at the same time."""
         self._choices = Choices(policy, self.rng)
         self._probes = Probes()
         self._waiting: list[Callable[[], None]] = []
@@ -94,13 +91,9 @@ class Client:
     def call(self, timeout: float, on_end: OnEnd) -> None:
         """Make a call that may be repeated."""
         now = self.sim.now
-        if not self.breaker.acquire():
-            on_end(Ended(now, now, UNAVAILABLE, 0, blames=True))
-        elif not self.throttle.admit(now):
-            self.breaker.release()
+        if self.admission.admit(now) is not None:
             on_end(Ended(now, now, UNAVAILABLE, 0, blames=True))
         else:
-            self.budget.deposit()
             Call(self, now + timeout, on_end).begin()
 
     def pick(self, now: float) -> Endpoint | None:
@@ -144,12 +137,10 @@ class Client:
             endpoint.warm_up(now, self.policy.slow_start.window)
         elif health.admission is Admission.EJECTED and health.ejected_until is not None:
             self.ejections.append(Ejection(endpoint.id, now, health.ejected_until))
+            out = sum(each.health.admission is not Admission.ADMITTED for each in self.endpoints)
+            self.most_ejected = max(self.most_ejected, out)
         self._rebuild()
         self._advance_in_time()
-
-    def ejected(self) -> int:
-        """Return how many endpoints are not admitted just now."""
-        return sum(each.health.admission is not Admission.ADMITTED for each in self.endpoints)
 
     def _advance_in_time(self) -> None:
         if self._advance is not None:
@@ -212,7 +203,7 @@ class Call:
             self._end(attempt)
             return
         wait = backoff(retry.backoff, failure, retry=attempts, rng=client.rng)
-        if now + wait >= self._deadline or not client.budget.withdraw(now):
+        if now + wait >= self._deadline or not client.admission.budget.withdraw(now):
             self._end(attempt)
             return
         self._sim.after(wait, self._go_on)
@@ -232,8 +223,8 @@ class Call:
             self._expiry = self._sim.at(self._deadline, self._expire)
 
     def _expire(self) -> None:
+        self._client.admission.call_ended(None, self._sim.now)
         self._finish(DEADLINE_EXCEEDED, blames=False)
-        self._client.breaker.release()
 
     def _attempt(self, endpoint: Endpoint) -> None:
         if self._deadline <= self._sim.now:
@@ -247,12 +238,7 @@ class Call:
         Attempt(self, endpoint, self._sim, until, bounded=bounded)
 
     def _end(self, last: Attempt) -> None:
-        throttle, now = self._client.throttle, self._sim.now
-        self._client.breaker.release()
-        if last.outcome is Outcome.FAILURE and last.code in _NOT_ACCEPTED:
-            throttle.failed(now)
-        elif last.outcome is not Outcome.UNREACHED:
-            throttle.accepted(now)
+        self._client.admission.call_ended(last, self._sim.now)
         self._finish(last.code, blames=last.outcome is Outcome.FAILURE)
 
     def _finish(self, code: grpc.StatusCode, *, blames: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import grpc
 
-from meshrpc.balancer.peak_ewma import FAILURE_LATENCY, PeakEwma
+from meshrpc.balancer.peak_ewma import PeakEwma
 from meshrpc.client.endpoint import FAILING, READY
 from meshrpc.resilience.outcome import Outcome
 from meshrpc.resilience.outlier import Health, OutlierDetector
@@ -91,6 +91,11 @@ class Endpoint:
         """Attempts under way."""
         return self._latency.pending
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether it has failed and not succeeded since."""
+        return self._latency.is_failing
+
     def is_ready(self) -> bool:
         """Return whether a call started now would go out at once."""
         return self.state is READY
@@ -113,10 +118,13 @@ class Endpoint:
         known = self._latency
         known.pending -= 1
         del self._attempts[attempt]
-        if outcome is Outcome.FAILURE or outcome is Outcome.UNREACHED:
-            known.observe(max(FAILURE_LATENCY, latency), now)
-        elif outcome is Outcome.SUCCESS:
+        if outcome is Outcome.SUCCESS:
+            known.is_failing = False
             known.observe(latency, now)
+        elif latency > known.latency(now):
+            known.observe(latency, now)
+        if outcome is Outcome.FAILURE or outcome is Outcome.UNREACHED:
+            known.fail(now)
         if self._keeper.outliers.record(self.health, generation, outcome, now):
             self._keeper.on_admission(self)
 

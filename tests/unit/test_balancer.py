@@ -9,6 +9,7 @@ from meshrpc.balancer.peak_ewma import PeakEwma, PeakEwmaBalancer
 from meshrpc.balancer.ring_hash import RING_SIZE, RingHashBalancer
 from meshrpc.balancer.round_robin import RoundRobinBalancer
 from meshrpc.policy.model import Balancer, BalancerKind
+from meshrpc.resilience.outcome import Outcome
 
 CARRIED_OUT = (
     BalancerKind.ROUND_ROBIN,
@@ -27,6 +28,10 @@ class Endpoint:
         self.ewma = PeakEwma(decay=10.0)
         if latency:
             self.ewma.observe(latency, 0.0)
+
+    @property
+    def is_failing(self) -> bool:
+        return self.ewma.is_failing
 
     def load(self, now: float) -> float:
         return self.ewma.load(now)
@@ -140,6 +145,53 @@ def test_a_refusal_does_not_bring_a_faded_peak_back():
     faded = ewma.latency(60.0)
     ewma.hold(0.001, 60.0)
     assert ewma.latency(60.0) == pytest.approx(faded)
+
+
+def test_a_failure_however_fast_makes_an_endpoint_look_slow_for_a_moment():
+    """Five seconds at once, 1/e of it a second later, and nothing of it after a success."""
+    ewma = PeakEwma(decay=10.0)
+    ewma.observe(0.020, 0.0)
+    ewma.learn(Outcome.FAILURE, 0.001, 1.0)
+    assert ewma.load(1.0) == 5.0
+    assert ewma.load(2.0) == pytest.approx(5.0 / 2.718281828)
+    assert ewma.load(60.0) == pytest.approx(ewma.latency(60.0))
+    ewma.learn(Outcome.SUCCESS, 0.020, 2.0)
+    assert ewma.load(2.0) == pytest.approx(0.020, rel=0.2)
+
+
+def test_one_stray_failure_costs_an_endpoint_a_few_seconds_of_calls_and_no_more():
+    """At 200 calls a second it has a quarter of them again five seconds later."""
+    endpoints = [Endpoint(f"e{i}", 0.020) for i in range(4)]
+    picker = PeakEwmaBalancer(random.Random(3)).picker(endpoints)
+    endpoints[0].ewma.learn(Outcome.FAILURE, 0.001, 0.0)
+    taken = {True: 0, False: 0}
+    for number in range(2000):
+        now = number / 200
+        picked = picker.pick(now)
+        taken[now >= 5] += picked is endpoints[0]
+        picked.ewma.learn(Outcome.SUCCESS, 0.020, now)
+    assert taken[False] < 250
+    assert taken[True] == pytest.approx(250, rel=0.3)
+
+
+def test_an_attempt_given_up_has_lasted_at_least_so_long():
+    """A hedge's loser and a caller without patience tell of slowness, never of speed."""
+    ewma = PeakEwma(decay=10.0)
+    ewma.observe(0.020, 0.0)
+    ewma.learn(Outcome.ABANDONED, 0.001, 0.0)
+    assert ewma.latency(0.0) == 0.020
+    ewma.learn(Outcome.ABANDONED, 0.5, 0.0)
+    assert ewma.latency(0.0) == 0.5
+    assert not ewma.is_failing
+
+
+def test_among_many_that_fail_the_one_that_works_is_found():
+    """A picker that drew only two of four would ask a failing one in half of its picks."""
+    endpoints = [Endpoint(f"e{i}", 0.020) for i in range(4)]
+    for endpoint in endpoints[1:]:
+        endpoint.ewma.learn(Outcome.FAILURE, 0.001, 0.0)
+    picker = PeakEwmaBalancer(random.Random(1)).picker(endpoints)
+    assert counts(picker, 1000, now=0.1)["e0"] > 980
 
 
 def test_a_clock_read_out_of_order_does_not_make_a_memory_grow():
