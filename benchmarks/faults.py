@@ -51,12 +51,12 @@ def scenario(name: str, about: str, play: Callable[..., Any], *, fleet: str = "d
 
 def one_by_one(play: Callable[..., Any], rate: float) -> Callable[..., Any]:
     """Return a scenario at a rate of its own."""
-    return lambda fleet, rig, **_: play(fleet, rate=rate)
+    return lambda fleet, _rig, **_: play(fleet, rate=rate)
 
 
 def on(play: Callable[..., Any], *arguments: Any, **fixed: Any) -> Callable[..., Any]:
     """Return a scenario at the rate that is asked for."""
-    return lambda fleet, rig, rate: play(fleet, *arguments, rate=rate, **fixed)
+    return lambda fleet, _rig, rate: play(fleet, *arguments, rate=rate, **fixed)
 
 
 def losing(lose: str, find: str) -> Callable[..., Any]:
@@ -228,7 +228,7 @@ COLUMNS: tuple[tuple[str, Callable[[Account], str]], ...] = (
 
 def seconds(value: float | None) -> str:
     if value is None:
-        return "–"
+        return ""
     return "never" if math.isinf(value) else f"{value:.1f} s"
 
 

@@ -75,14 +75,67 @@ PUSHBACKS = {
 }
 """What a server may say, and the seconds that makes; None: not again."""
 
+CODES = [
+    frozenset({UNAVAILABLE}),
+    frozenset({UNAVAILABLE, DEADLINE_EXCEEDED}),
+    frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED}),
+]
+
 policies = st.builds(
     model.Retry,
     attempts=st.integers(1, 6),
-    codes=st.sampled_from([frozenset({UNAVAILABLE}), frozenset({UNAVAILABLE, DEADLINE_EXCEEDED})]),
+    codes=st.sampled_from(CODES),
     backoff=st.builds(
         model.Backoff, base=st.sampled_from([0.001, 0.025]), max=st.sampled_from([0.025, 0.25])
     ),
 )
+
+
+def decide(
+    policy: model.Retry,
+    end: End,
+    pushback: str | bytes | None,
+    attempts: int,
+    *,
+    idempotent: bool,
+    rng: random.Random,
+) -> float | None:
+    """Return the wait before the next attempt, None without one, as it should be."""
+    said = () if pushback is None else ((wire.RETRY_PUSHBACK, pushback),)
+    failure = read_failure(end.code, end.details, end.trailers + said, timed_out=end.timed_out)
+    allowed = may_retry(policy, failure, attempts=attempts, idempotent=idempotent)
+    assert allowed == (
+        attempts < policy.attempts
+        and (end.timed_out or end.code in policy.codes)
+        and (idempotent or end.not_executed)
+        and (pushback is None or PUSHBACKS[pushback] is not None)
+    )
+    if not allowed:
+        return None
+    wait = backoff(policy.backoff, failure, retry=attempts, rng=rng)
+    if pushback is not None:
+        assert wait == PUSHBACKS[pushback]
+    elif end.not_executed and attempts == 1:
+        assert wait == 0.0
+    else:
+        planned = policy.backoff.base
+        for _ in range(attempts - 1):
+            planned *= 2
+        planned = min(planned, policy.backoff.max)
+        assert 0.8 * planned <= wait <= 1.2 * planned
+    return wait
+
+
+@pytest.mark.parametrize("idempotent", [True, False])
+@pytest.mark.parametrize("end", ENDS, ids=lambda end: f"{end.code.name} {end.details}".strip())
+def test_every_end_with_everything_a_server_may_say_is_decided_as_it_should_be(end, idempotent):
+    """What may have been executed is repeated only if idempotent, and never against pushback."""
+    rng = random.Random(1)
+    for codes in CODES:
+        policy = model.Retry(attempts=3, codes=codes)
+        for pushback in [None, *PUSHBACKS]:
+            for attempts in (1, 2, 3):
+                decide(policy, end, pushback, attempts, idempotent=idempotent, rng=rng)
 
 
 class RetryModel(RuleBasedStateMachine):
@@ -107,6 +160,21 @@ class RetryModel(RuleBasedStateMachine):
     def earn(self, amount: Fraction) -> None:
         self.earned += amount
         self.tokens = min(Fraction(SAVED), self.tokens + amount)
+
+    def withdraw(self) -> bool:
+        granted = self.budget.withdraw(self.now)
+        if abs(self.tokens - 1) > Fraction(1, 10**6):  # floats decide the rest
+            assert granted == (self.tokens >= 1)
+        if granted:
+            self.tokens -= 1
+            self.spent += 1
+        return granted
+
+    @rule()
+    def spend_all(self):
+        """Many calls of others fail at once."""
+        while self.withdraw():
+            assert self.tokens > -1
 
     @rule(idempotent=st.booleans(), within=st.sampled_from([None, 0.01, 0.3, 5.0]))
     def begin(self, idempotent, within):
@@ -139,40 +207,18 @@ class RetryModel(RuleBasedStateMachine):
     def fail_one(
         self, call: Call, policy: model.Retry, end: End, pushback: str | bytes | None
     ) -> None:
-        said = () if pushback is None else ((wire.RETRY_PUSHBACK, pushback),)
-        failure = read_failure(end.code, end.details, end.trailers + said, timed_out=end.timed_out)
-        allowed = may_retry(policy, failure, attempts=call.attempts, idempotent=call.idempotent)
-        assert allowed == (
-            call.attempts < policy.attempts
-            and (end.timed_out or end.code in policy.codes)
-            and (call.idempotent or end.not_executed)
-            and (pushback is None or PUSHBACKS[pushback] is not None)
+        wait = decide(
+            policy, end, pushback, call.attempts, idempotent=call.idempotent, rng=self.rng
         )
-        if not allowed:
+        if wait is None:
             self.calls.remove(call)
             return
-        wait = backoff(policy.backoff, failure, retry=call.attempts, rng=self.rng)
-        if pushback is not None:
-            assert wait == PUSHBACKS[pushback]
-        elif end.not_executed and call.attempts == 1:
-            assert wait == 0.0
-        else:
-            planned = policy.backoff.base
-            for _ in range(call.attempts - 1):
-                planned *= 2
-            planned = min(planned, policy.backoff.max)
-            assert 0.8 * planned <= wait <= 1.2 * planned
         if call.deadline is not None and self.now + wait >= call.deadline:
             self.calls.remove(call)
             return
-        granted = self.budget.withdraw(self.now)
-        if abs(self.tokens - 1) > Fraction(1, 10**6):  # floats decide the rest
-            assert granted == (self.tokens >= 1)
-        if not granted:
+        if not self.withdraw():
             self.calls.remove(call)
             return
-        self.tokens -= 1
-        self.spent += 1
         call.next_at = self.now + wait
         assert call.deadline is None or call.next_at < call.deadline
 

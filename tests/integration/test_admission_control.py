@@ -1,0 +1,173 @@
+"""Calls that a process refuses itself, and what it tells those above it: on a virtual clock."""
+
+import asyncio
+import gc
+
+import grpc
+import pytest
+
+import meshrpc
+from meshrpc.wire import NOT_EXECUTED
+from services.payment.v1 import payment_pb2, payment_pb2_grpc
+
+PAYMENT = payment_pb2.DESCRIPTOR.services_by_name["PaymentService"]
+REQUEST = payment_pb2.GetPaymentRequest(payment_id="p-1")
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+LIMITED = """
+    schema: meshrpc.policy/v1
+    service: payment
+    circuit_breaker: {max_requests: 3}
+"""
+
+
+@pytest.fixture
+async def payment(local_mesh):
+    script = await local_mesh.script("payment", PAYMENT, instances=2)
+    script.answer("GetPayment", payment_pb2.Payment(id="p-1"))
+    return script
+
+
+@pytest.fixture
+def get(local_mesh):
+    return payment_pb2_grpc.PaymentServiceStub(local_mesh.channel("payment")).GetPayment
+
+
+def control_of(local_mesh):
+    return next(iter(local_mesh.client.destinations)).control
+
+
+async def test_a_service_that_accepts_nothing_is_spared_most_calls(local_mesh, payment, get):
+    """At 100 calls a second, of the calls of later seconds four in five are refused here."""
+    payment.fail("GetPayment", UNAVAILABLE)
+    await local_mesh.clock.advance(60)
+    for _ in range(200):
+        await local_mesh.clock.run(get(REQUEST).code())
+        await local_mesh.clock.advance(0.01)
+    before, refused = len(payment.calls()), 0
+    for _ in range(200):
+        call = get(REQUEST)
+        assert await local_mesh.clock.run(call.code()) is UNAVAILABLE
+        if "throttled" in await call.details():
+            refused += 1
+            assert (NOT_EXECUTED, "1") in tuple(await call.trailing_metadata())
+        await local_mesh.clock.advance(0.01)
+    assert 140 <= refused <= 180
+    assert len(payment.calls()) - before <= 1.2 * (200 - refused) + 3
+
+
+async def test_a_service_that_accepts_again_gets_all_its_calls_within_five_seconds(
+    local_mesh, payment, get
+):
+    """One call in five finds out."""
+    payment.fail("GetPayment", UNAVAILABLE)
+    for _ in range(300):
+        await local_mesh.clock.run(get(REQUEST).code())
+        await local_mesh.clock.advance(0.02)
+    payment.answer("GetPayment", payment_pb2.Payment(id="p-1"))
+    for _ in range(250):
+        await local_mesh.clock.run(get(REQUEST).code())
+        await local_mesh.clock.advance(0.02)
+    codes = []
+    for _ in range(50):
+        codes.append(await local_mesh.clock.run(get(REQUEST).code()))
+        await local_mesh.clock.advance(0.02)
+    assert codes.count(grpc.StatusCode.OK) >= 48
+
+
+async def test_mistakes_of_a_service_do_not_throttle_it(local_mesh, payment, get):
+    """INTERNAL is a defect of one method; the others may work."""
+    payment.fail("GetPayment", grpc.StatusCode.INTERNAL)
+    for _ in range(200):
+        assert await local_mesh.clock.run(get(REQUEST).code()) is grpc.StatusCode.INTERNAL
+
+
+async def test_an_open_circuit_breaker_refuses_at_once(local_mesh, payment, get):
+    """Three calls under way are enough here; the fourth is not sent."""
+    local_mesh.policy(LIMITED)
+    payment.answer("GetPayment", lambda request: local_mesh.clock.sleep(3600))
+    calls = [get(REQUEST) for _ in range(3)]
+    await payment.received(3)
+    refused = get(REQUEST)
+    assert await refused.code() is UNAVAILABLE
+    assert "circuit breaker is open: 3 calls are under way" in await refused.details()
+    assert (NOT_EXECUTED, "1") in tuple(await refused.trailing_metadata())
+    for call in calls:
+        call.cancel()
+    await local_mesh.clock.settle()
+    assert control_of(local_mesh).in_flight == 0
+
+
+@pytest.mark.parametrize("way", ["answered", "failed", "cancelled", "late", "forgotten"])
+async def test_every_call_that_ends_makes_room_for_another(local_mesh, payment, get, way):
+    """Whatever ended it, and at the end none is counted."""
+    local_mesh.policy(LIMITED)
+    clock = local_mesh.clock
+    if way == "failed":
+        payment.fail("GetPayment", grpc.StatusCode.NOT_FOUND)
+    elif way != "answered":
+        payment.answer("GetPayment", lambda request: clock.sleep(3600))
+    stream = local_mesh.channel("payment").unary_stream("/payment.v1.PaymentService/GetPayment")
+    for _ in range(4):
+        if way == "forgotten":
+            call = stream(b"")
+            await clock.settle()
+            del call
+            gc.collect()
+        else:
+            call = get(REQUEST, timeout=1)
+            await clock.settle()
+            if way == "cancelled":
+                call.cancel()
+            if way == "late":
+                await clock.advance(1)
+            assert await clock.run(call.code()) is not UNAVAILABLE
+        await clock.settle()
+        await asyncio.sleep(0)
+        assert control_of(local_mesh).in_flight == 0
+
+
+async def test_attempts_of_a_chain_are_made_where_the_fault_is(local_mesh, payment):
+    """Payment fails: what calls it tries again, and who calls that does not."""
+    middle = meshrpc.Service("middle")
+    nested = payment_pb2_grpc.PaymentServiceStub(middle.channel("payment"))
+
+    class Middle(payment_pb2_grpc.PaymentServiceServicer):
+        served = 0
+
+        async def GetPayment(self, request, context):
+            Middle.served += 1
+            try:
+                return await nested.GetPayment(request)
+            except grpc.aio.AioRpcError as error:
+                await context.abort(UNAVAILABLE, error.details())
+
+    payment_pb2_grpc.add_PaymentServiceServicer_to_server(Middle(), middle)
+    await local_mesh.serve(middle)
+    payment.fail("GetPayment", UNAVAILABLE)
+    outer = payment_pb2_grpc.PaymentServiceStub(local_mesh.channel("middle"))
+    call = outer.GetPayment(REQUEST)
+    assert await local_mesh.clock.run(call.code()) is UNAVAILABLE
+    assert Middle.served == 1
+    assert len(payment.calls()) == 3
+
+
+async def test_a_nested_call_that_reached_nobody_stops_no_retries(local_mesh):
+    """Another instance of the caller may well reach somebody."""
+    middle = meshrpc.Service("middle")
+    nested = payment_pb2_grpc.PaymentServiceStub(middle.channel("payment"))
+    served = []
+
+    class Middle(payment_pb2_grpc.PaymentServiceServicer):
+        async def GetPayment(self, request, context):
+            served.append(request)
+            try:
+                return await nested.GetPayment(request)
+            except grpc.aio.AioRpcError as error:
+                await context.abort(UNAVAILABLE, error.details())
+
+    payment_pb2_grpc.add_PaymentServiceServicer_to_server(Middle(), middle)
+    await local_mesh.serve(middle)
+    outer = payment_pb2_grpc.PaymentServiceStub(local_mesh.channel("middle"))
+    call = outer.GetPayment(REQUEST)
+    assert await local_mesh.clock.run(call.code()) is UNAVAILABLE
+    assert len(served) == 3
