@@ -161,13 +161,21 @@ async def test_a_call_without_time_left_is_refused_before_anything_else(name: st
         kind = "unary_" if not handler.request_streaming else "stream_"
         kind += "unary" if not handler.response_streaming else "stream"
         # The target is wrong as well: what is said of it would come from a later concern.
+        is_over = asyncio.Event()
+
+        async def silence() -> AsyncIterator[bytes]:
+            await is_over.wait()
+            for nothing in ():
+                yield nothing
+
         call = getattr(channel, kind)(f"/t.T/{name}")(
-            iter([b"a"]) if handler.request_streaming else b"a",
+            silence() if handler.request_streaming else b"a",
             timeout=20,
             metadata=(("mesh-target", "t-2"),),
         )
         delay(21)
         assert await failure(call) == (DEADLINE_EXCEEDED, "the deadline passed on the way", UNSEEN)
+        is_over.set()
     assert record.begun == record.ended == []
 
 

@@ -8,6 +8,8 @@ import grpc
 import pytest
 
 from meshrpc.resilience.retry import read_failure
+from meshrpc.wire import NOT_EXECUTED
+from tests.drop_in.tls import certificate
 from tests.echo import UNAVAILABLE
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -53,8 +55,13 @@ async def http2_server(on_headers):
                 writer.close()
 
 
-async def failure_of_a_call(port):
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+async def failure_of_a_call(port, credentials=None):
+    address = f"127.0.0.1:{port}"
+    if credentials is None:
+        made = grpc.aio.insecure_channel(address)
+    else:
+        made = grpc.aio.secure_channel(address, credentials)
+    async with made as channel:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await channel.unary_unary("/test.Echo/Say")(b"", timeout=10)
     error = raised.value
@@ -68,6 +75,7 @@ async def test_a_refused_connection_is_known_to_have_carried_nothing():
         failure = await failure_of_a_call(free.getsockname()[1])
     assert failure.code is UNAVAILABLE
     assert failure.not_executed
+    assert not failure.untrusted
 
 
 @pytest.mark.parametrize(("error", "expected"), [(_REFUSED_STREAM, True), (_CANCEL, False)])
@@ -88,3 +96,36 @@ async def test_a_connection_that_breaks_may_have_carried_the_call():
         failure = await failure_of_a_call(port)
     assert failure.code is UNAVAILABLE
     assert not failure.not_executed
+    assert failure.broken
+
+
+@pytest.mark.parametrize(
+    "details",
+    ["Socket closed", "recvmsg:Connection reset by peer", "ping timeout", "Cancelling all calls"],
+)
+def test_what_older_grpcio_says_of_a_connection_that_broke_is_known(details):
+    """Seen with 1.82.1 for a process that is killed, reset, frozen, or stops without grace."""
+    assert read_failure(UNAVAILABLE, details, ()).broken
+    assert not read_failure(UNAVAILABLE, details, ((NOT_EXECUTED, "1"),)).broken
+
+
+def test_what_a_server_says_itself_is_no_broken_connection():
+    """It has answered."""
+    assert not read_failure(UNAVAILABLE, "out of order", ()).broken
+
+
+@pytest.mark.parametrize("side", ["a server without TLS", "a server nobody vouches for"])
+async def test_sides_that_do_not_trust_each_other_are_told_from_those_that_are_away(side):
+    """Nothing was sent, and trying again does not help."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    if side == "a server without TLS":
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        keys = grpc.ssl_server_credentials([certificate("shop.example")])
+        port = server.add_secure_port("127.0.0.1:0", keys)
+    await server.start()
+    credentials = grpc.ssl_channel_credentials(certificate("other.example")[1])
+    failure = await failure_of_a_call(port, credentials)
+    await server.stop(None)
+    assert failure.not_sent
+    assert failure.untrusted

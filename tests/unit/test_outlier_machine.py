@@ -318,7 +318,7 @@ class OutlierMachine(RuleBasedStateMachine):
             return
         while (at := self.outliers.next_change()) is not None:
             self.now = max(self.now, at)
-            self.advance()
+            assert self.outliers.advance(self.now)
         for endpoint in self.members:
             assert endpoint.health.admission in (ADMITTED, PROBATION)
             if endpoint.health.admission is PROBATION:

@@ -236,6 +236,7 @@ class RetryModel(RuleBasedStateMachine):
     def configure(self, ratio, per_second):
         self.rates = model.RetryBudget(ratio=ratio, min_per_second=per_second)
         self.budget.configure(self.rates, self.now)
+        self.spend_all()  # what the old rates have earned until now, and no more
 
     @invariant()
     def retries_stay_within_what_was_earned(self):
