@@ -28,6 +28,7 @@ from meshrpc.policy.model import EffectivePolicy
 from meshrpc.policy.table import PolicyTable
 from meshrpc.registry.instance import Instance, State
 from meshrpc.registry.registry import Registry, Snapshot, Watch
+from meshrpc.resilience.hedge import Hedges
 from meshrpc.resilience.outlier import Admission
 
 CLOSE_GRACE = 30.0
@@ -71,6 +72,7 @@ class Destination:
         self.control = AdmissionControl(policy, clock.now(), rng)
         self._ejections = Ejections(policy.outlier, clock, rng, self._rebuild)
         self.outliers = self._ejections.detector
+        self.hedges = Hedges()
         self._dialing = dialing
         self._choices = Choices(policy, rng)
         self._endpoints: dict[str, Endpoint] = {}
@@ -202,9 +204,11 @@ class Destination:
             is_asking = not self._known and not wait_for_ready
             await self._wait_for_change(deadline, gives_up if is_asking else None)
 
-    def has_untried(self, tried: Collection[Endpoint], options: CallOptions) -> bool:
-        """Return whether a call that failed at `tried` could go elsewhere at once."""
-        return self._choices.pick_untried(tried, self.clock.now(), options) is not None
+    def pick_untried(
+        self, tried: Collection[Endpoint], now: float, options: CallOptions
+    ) -> Endpoint | None:
+        """Return a ready endpoint where a call that went to `tried` has not been; None: no such."""
+        return self._choices.pick_untried(tried, now, options)
 
     async def _wait_for_change(self, deadline: float | None, gives_up: float | None) -> None:
         """Return when something changed, or at `gives_up`; raise at the deadline."""

@@ -245,7 +245,7 @@ class LogicalCall:
         attempts = len(self._tried)
         if failure.untrusted:
             attempt.endpoint.distrust(attempt.details)
-            if not destination.has_untried(self._tried, self._said):
+            if destination.pick_untried(self._tried, now, self._said) is None:
                 return False
         if not self._repeatable(attempt):
             return False
@@ -328,7 +328,7 @@ class LogicalCall:
     def _settle(self, code: grpc.StatusCode, details: str | None = None) -> None:
         self._done = True
         self._count_out()
-        instance = self._tried[-1].instance.id if self._tried else None
+        instance = self._attempt.endpoint.id if self._attempt is not None else None
         tracing.end_client_span(self._span, code, instance, details)
         self._close_requests()
         callbacks, self._callbacks = self._callbacks, []

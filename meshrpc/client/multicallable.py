@@ -21,6 +21,7 @@ from meshrpc.client.call import (
 from meshrpc.client.call_options import CALL_OPTIONS
 from meshrpc.client.destination import Destination
 from meshrpc.client.endpoint import Dialing
+from meshrpc.client.hedging import HedgedCall
 from meshrpc.client.method import Method
 from meshrpc.client.waiting import AwaitableCall
 from meshrpc.interceptors.server_call import CURRENT, ServerCall
@@ -51,6 +52,8 @@ class _MultiCallable:
     """What makes calls of one method."""
 
     _call: Callable[..., AwaitableCall]
+    _hedged: Callable[..., AwaitableCall]
+    """Makes a call whose policy has `hedge`."""
     _unary = False
 
     def __init__(self, channel: Caller, method: Method) -> None:
@@ -83,11 +86,13 @@ class _MultiCallable:
             added = ((CRITICALITY, criticality.value),)
         # Nothing fails between here and the call, which ends the span.
         span = tracing.start_client_span(self._method.path, destination.service)
-        call = self._call(
+        policy = self._policy if options.retry else self._policy.once
+        make = self._call if policy.hedge is None else self._hedged
+        call = make(
             request,
             destination,
             self._method,
-            self._policy if options.retry else self._policy.once,
+            policy,
             span,
             deadline=deadline,
             metadata=pairs,
@@ -153,22 +158,23 @@ class UnaryUnary(_UnaryRequest, grpc.aio.UnaryUnaryMultiCallable):
     """Calls a method with one request and one answer."""
 
     _call = UnaryUnaryCall
+    _hedged = HedgedCall
     _unary = True
 
 
 class UnaryStream(_UnaryRequest, grpc.aio.UnaryStreamMultiCallable):
     """Calls a method with one request and a stream of answers."""
 
-    _call = UnaryStreamCall
+    _call = _hedged = UnaryStreamCall
 
 
 class StreamUnary(_StreamRequest, grpc.aio.StreamUnaryMultiCallable):
     """Calls a method with a stream of requests and one answer."""
 
-    _call = StreamUnaryCall
+    _call = _hedged = StreamUnaryCall
 
 
 class StreamStream(_StreamRequest, grpc.aio.StreamStreamMultiCallable):
     """Calls a method with streams both ways."""
 
-    _call = StreamStreamCall
+    _call = _hedged = StreamStreamCall

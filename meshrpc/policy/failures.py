@@ -25,6 +25,10 @@ from meshrpc.policy.names import code, exact_method
 from meshrpc.policy.quantities import duration, integer, number, percentage
 from meshrpc.policy.schema import Place, Reader, checked, list_of, record
 
+_LEAST_MULTIPLIER = 1.1
+"""With less, hardly more calls would be let out than were accepted before: a service that is back
+would take minutes to get all of them."""
+
 _MOST_REJECTED = 0.95
 
 
@@ -102,7 +106,7 @@ FAILURE_FIELDS: Mapping[str, Reader[Any]] = {
     "slow_start": record(SlowStart, {"window": duration}),
     "throttle": record(
         Throttle,
-        {"multiplier": number(1, 1000), "window": duration, "max_rejected": _max_rejected},
+        {"multiplier": number(_LEAST_MULTIPLIER, 1000), "window": duration, "max_rejected": _max_rejected},
     ),
     "circuit_breaker": record(CircuitBreaker, {"max_requests": integer(1, 1_000_000_000)}),
 }

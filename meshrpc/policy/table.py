@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from google.protobuf import descriptor_pb2, descriptor_pool
 
-from meshrpc.policy.model import EffectivePolicy, Retry
+from meshrpc.policy.model import EffectivePolicy, Hedge, Retry
 
 _REPEATABLE = frozenset(
     {
@@ -32,11 +32,13 @@ class MethodPolicy:
     retry: Retry
     idempotent: bool
     """Executing it twice is as good as once: its proto or the policy says so."""
+    hedge: Hedge | None = None
+    """Never of a method that is not idempotent."""
 
     @property
     def once(self) -> MethodPolicy:
         """The same for a call that is to be sent once and not again."""
-        return replace(self, retry=_NO_RETRY)
+        return replace(self, retry=_NO_RETRY, hedge=None)
 
 
 def is_idempotent(method: str) -> bool:
@@ -67,10 +69,12 @@ class PolicyTable:
         if compiled is None:
             name = path.removeprefix("/")
             retry = self.policy.retry
+            idempotent = name in retry.non_idempotent or is_idempotent(name)
             compiled = MethodPolicy(
                 timeout=self.policy.timeout,
                 retry=retry,
-                idempotent=name in retry.non_idempotent or is_idempotent(name),
+                idempotent=idempotent,
+                hedge=self.policy.hedge if idempotent else None,
             )
             self._methods[path] = compiled
         return compiled

@@ -35,11 +35,9 @@ def detector(members=10, rng=None, **policy):
 
 
 def tell(outliers, health, outcome, now=0.0, times=1):
-    """Report attempts that began just now; return what the last report returned."""
-    changed = False
-    for _ in range(times):
-        changed = outliers.record(health, health.generation, outcome, now)
-    return changed
+    """Report attempts that began just now; return whether any changed the admission."""
+    reports = [outliers.record(health, health.generation, outcome, now) for _ in range(times)]
+    return any(reports)
 
 
 def eject(outliers, health, now=0.0):

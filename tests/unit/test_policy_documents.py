@@ -196,8 +196,8 @@ def test_every_field_of_the_language_is_typed(leaf):
         ("slow_start: {window: 1ms}", Policy("payment", slow_start=SlowStart(0.001))),
         ("throttle: {}", Policy("payment", throttle=Throttle())),
         (
-            "throttle: {multiplier: 1, window: 500ms, max_rejected: 0%}",
-            Policy("payment", throttle=Throttle(1.0, 0.5, 0.0)),
+            "throttle: {multiplier: 1.1, window: 500ms, max_rejected: 0%}",
+            Policy("payment", throttle=Throttle(1.1, 0.5, 0.0)),
         ),
         (
             "throttle: {multiplier: 1000, max_rejected: 95%}",
@@ -506,16 +506,16 @@ BAD = [
     # throttle
     ("+throttle: off", "throttle", "off", "expected a mapping with multiplier, window, max_reject"),
     (
-        "+throttle: {multiplier: 0.9}",
+        "+throttle: {multiplier: 1}",
         "throttle.multiplier",
-        "0.9",
-        "expected a number from 1 to 1000, without a unit",
+        "1",
+        "expected a number from 1.1 to 1000, without a unit",
     ),
     (
         "+throttle: {multiplier: 1001}",
         "throttle.multiplier",
         "1001",
-        "expected a number from 1 to 1000, without a unit",
+        "expected a number from 1.1 to 1000, without a unit",
     ),
     ("+throttle: {window: 3}", "throttle.window", "3", "expected a duration"),
     ("+throttle: {window: 0ms}", "throttle.window", "0ms", "a duration is more than 0"),
@@ -863,7 +863,7 @@ HEDGE = st.fixed_dictionaries(
 THROTTLE = st.fixed_dictionaries(
     {},
     optional={
-        "multiplier": st.integers(1, 1000).map(str),
+        "multiplier": st.integers(2, 1000).map(str),
         "window": DURATION,
         "max_rejected": st.integers(0, 95).map("{}%".format),
     },
