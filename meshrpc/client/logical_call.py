@@ -40,7 +40,7 @@ from meshrpc.interceptors.server_call import ServerCall
 from meshrpc.policy.table import MethodPolicy
 from meshrpc.registry.instance import Instance
 from meshrpc.resilience.outcome import Outcome
-from meshrpc.resilience.retry import Failure, backoff, may_retry, read_failure
+from meshrpc.resilience.retry import Failure, pause_before_retry, read_failure
 from meshrpc.telemetry import tracing
 
 _OK = grpc.StatusCode.OK
@@ -218,12 +218,7 @@ class LogicalCall:
             self._fail(left())
         else:
             timed_out = attempt.bounded and code is grpc.StatusCode.DEADLINE_EXCEEDED
-            # A server that stops drops what waits in its accept queue with CANCELLED; nobody here
-            # cancelled, so it means the same as UNAVAILABLE.
-            effective = _UNAVAILABLE if code is _CANCELLED else code
-            failure = read_failure(
-                effective, attempt.details, attempt.trailers(), timed_out=timed_out
-            )
+            failure = read_failure(code, attempt.details, attempt.trailers(), timed_out=timed_out)
             if not self._retry(attempt, code, failure):
                 self._fail_for_good(attempt, code, failure)
 
@@ -238,11 +233,10 @@ class LogicalCall:
         self._settle(code, attempt.details)
 
     def _retry(self, attempt: Attempt, code: grpc.StatusCode, failure: Failure) -> bool:
-        destination, retry = self._destination, self._policy.retry
+        destination = self._destination
         if destination.closed:
             return False
         now = destination.clock.now()
-        attempts = len(self._tried)
         if failure.untrusted:
             attempt.endpoint.distrust(attempt.details)
             if destination.pick_untried(self._tried, now, self._said) is None:
@@ -252,10 +246,15 @@ class LogicalCall:
         if failure.not_sent and self._wait_for_ready:
             self._schedule(0.0)  # it goes on waiting for whoever is ready
             return True
-        if not may_retry(retry, failure, attempts=attempts, idempotent=self._policy.idempotent):
-            return False
-        wait = backoff(retry.backoff, failure, retry=attempts, rng=destination.rng)
-        if self._deadline is not None and now + wait >= self._deadline:
+        wait = pause_before_retry(
+            self._policy.retry,
+            failure,
+            attempts=len(self._tried),
+            idempotent=self._policy.idempotent,
+            remaining=None if self._deadline is None else self._deadline - now,
+            rng=destination.rng,
+        )
+        if wait is None:
             return False
         if not destination.control.budget.withdraw(now):
             return False

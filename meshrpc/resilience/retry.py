@@ -56,7 +56,11 @@ class Failure:
 def read_failure(
     code: grpc.StatusCode, details: str, trailers: wire.Metadata, *, timed_out: bool = False
 ) -> Failure:
-    """Read a failed attempt's status."""
+    """Read a failed attempt's status, which this side did not bring about by cancelling."""
+    if code is grpc.StatusCode.CANCELLED:
+        # A server that stops drops what waits in its accept queue with CANCELLED; nobody here
+        # cancelled, so it means the same as UNAVAILABLE.
+        code = grpc.StatusCode.UNAVAILABLE
     pushback = None
     unavailable = code is grpc.StatusCode.UNAVAILABLE
     not_sent = unavailable and details.startswith(CONNECT_FAILED)
@@ -82,6 +86,25 @@ def _read_pushback(value: str | bytes) -> float:
     # the server asking the client not to retry at all."
     text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
     return int(text) / 1000 if text.isascii() and text.isdecimal() else -1.0
+
+
+def pause_before_retry(
+    policy: Retry,
+    failure: Failure,
+    *,
+    attempts: int,
+    idempotent: bool,
+    remaining: float | None,
+    rng: random.Random,
+) -> float | None:
+    """Return the seconds to wait before the attempt after number `attempts`; None: there is none.
+
+    `remaining` is what is left of the call's deadline, in seconds; None: it has none.
+    """
+    if not may_retry(policy, failure, attempts=attempts, idempotent=idempotent):
+        return None
+    wait = backoff(policy.backoff, failure, retry=attempts, rng=rng)
+    return wait if remaining is None or wait < remaining else None
 
 
 def may_retry(policy: Retry, failure: Failure, *, attempts: int, idempotent: bool) -> bool:

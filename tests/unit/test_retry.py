@@ -9,7 +9,7 @@ from meshrpc.policy.model import Backoff, EffectivePolicy, Retry
 from meshrpc.policy.model import RetryBudget as BudgetPolicy
 from meshrpc.policy.table import PolicyTable, is_idempotent
 from meshrpc.resilience.outcome import Outcome, classify
-from meshrpc.resilience.retry import Failure, backoff, may_retry, read_failure
+from meshrpc.resilience.retry import Failure, backoff, may_retry, pause_before_retry, read_failure
 from meshrpc.resilience.retry_budget import SAVED, RetryBudget
 from services.payment.v1 import payment_pb2  # noqa: F401 - its descriptors say what is idempotent
 
@@ -51,6 +51,23 @@ def test_backoff_doubles_up_to_its_maximum_within_its_jitter():
         for _ in range(100):
             wait = backoff(policy, Failure(UNAVAILABLE), retry=retry, rng=rng)
             assert 0.8 * expected <= wait <= 1.2 * expected
+
+
+@pytest.mark.parametrize(
+    ("remaining", "expected"), [(None, 0.5), (0.51, 0.5), (0.5, None), (0.1, None), (-1.0, None)]
+)
+def test_no_attempt_is_planned_for_when_the_deadline_has_passed(remaining, expected):
+    """Nor for that very moment."""
+    failure = Failure(UNAVAILABLE, pushback=0.5)
+    pause = pause_before_retry(
+        Retry(), failure, attempts=1, idempotent=True, remaining=remaining, rng=random.Random(1)
+    )
+    assert pause == expected
+
+
+def test_what_a_server_that_stops_has_dropped_counts_as_unavailable():
+    """It ends with CANCELLED, although nobody here cancelled."""
+    assert read_failure(grpc.StatusCode.CANCELLED, "", ()).code is UNAVAILABLE
 
 
 def test_what_was_not_executed_goes_elsewhere_at_once():
