@@ -9,7 +9,7 @@ PINS   ?=
 OLDEST := $(shell sed -nE 's/^ *"((grpcio|protobuf)[a-z-]*)>=([0-9.]+)",$$/\1==\3/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest soak lint types proto proto-check bench check clean
+.PHONY: help install demo test test-oldest soak lint types proto proto-check bench bench-faults check clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ proto-check: proto ## fail if generated code is not what protos/ says
 
 bench: $(STAMP) ## measure what the mesh adds to a call, beside bare grpc.aio
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+bench-faults: $(STAMP) ## break instances, beside bare grpc.aio, and print what calls became (docs/faults.md)
+	$(BIN)/python -m benchmarks.faults $(ARGS)
 
 check: lint types proto-check test ## all that CI runs
 

@@ -19,6 +19,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,12 +42,19 @@ class Scenario:
     about: str
     fleet: str
     play: Callable[..., Coroutine[Any, Any, Run]]
-    apart: bool = False
-    """Whether it needs a network namespace."""
+    policy: str = ""
+    """What the mesh's arm follows; nothing but the defaults unless given."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether it needs a network namespace."""
+        return self.fleet == "apart"
 
 
-def scenario(name: str, about: str, play: Callable[..., Any], *, fleet: str = "direct") -> Scenario:
-    return Scenario(name, about, fleet, play, apart=fleet == "apart")
+def scenario(
+    name: str, about: str, play: Callable[..., Any], *, fleet: str = "direct", policy: str = ""
+) -> Scenario:
+    return Scenario(name, about, fleet, play, policy)
 
 
 def one_by_one(play: Callable[..., Any], rate: float) -> Callable[..., Any]:
@@ -83,6 +91,12 @@ SCENARIOS = (
     ),
     scenario("frozen", "SIGSTOP of one for 5 s", on(scenarios.freeze_one)),
     scenario(
+        "frozen-attempts",
+        "the same, with a policy of 200 ms an attempt",
+        on(scenarios.freeze_one),
+        policy="retry: {per_attempt_timeout: 200ms}",
+    ),
+    scenario(
         "blackholed",
         "nothing passes to or from one for 5 s (proxy)",
         on(scenarios.blackhole_one),
@@ -102,6 +116,11 @@ SCENARIOS = (
         fleet="wired",
     ),
     scenario("failing", "one answers UNAVAILABLE for 5 s", on(scenarios.misbehave_one, "fail")),
+    scenario(
+        "two-failing",
+        "two of four answer UNAVAILABLE for 5 s",
+        on(scenarios.misbehave_half, "fail"),
+    ),
     scenario("slow", "one takes 20 times as long for 5 s", on(scenarios.misbehave_one, "slow")),
     scenario("hanging", "one never answers for 5 s", on(scenarios.misbehave_one, "hang")),
     scenario(
@@ -192,7 +211,8 @@ def play(given: argparse.Namespace) -> list[Row]:
         for number, each in enumerate(chosen, 1):
             began = time.monotonic()
             fleet = fleets.get(each.fleet)
-            run = asyncio.run(each.play(fleet, rig, rate=given.rate))
+            with fleet.following(each.policy) if each.policy else nullcontext():
+                run = asyncio.run(each.play(fleet, rig, rate=given.rate))
             rows.append(row(each, run, fleet))
             say(f"{number} of {len(chosen)}: {each.name} ({time.monotonic() - began:.0f} s)")
     return rows
@@ -217,11 +237,10 @@ COLUMNS: tuple[tuple[str, Callable[[Account], str]], ...] = (
     ("failed, idempotent", lambda a: str(a.failed_idempotent)),
     ("failed, others", lambda a: str(a.failed_other)),
     ("failing for", lambda a: seconds(a.failing_until)),
-    ("p50", lambda a: milliseconds(a.p50)),
     ("p99", lambda a: milliseconds(a.p99)),
     ("past its deadline", lambda a: milliseconds(a.overdue)),
     ("attempts a call", lambda a: "" if a.attempts is None else f"{a.attempts:.2f}"),
-    ("handlers a call", lambda a: f"{a.arrivals:.2f}"),
+    ("handlers begun a call", lambda a: f"{a.arrivals:.2f}"),
     ("back after", lambda a: seconds(a.back_after)),
 )
 

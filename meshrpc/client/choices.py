@@ -128,7 +128,8 @@ class Choices:
         active = [each for each in self._active if self.is_in(subset, each)]
         ready = tuple(each for each in active if each.state is READY)
         admitted = tuple(each for each in ready if each.health.admission is Admission.ADMITTED)
-        if not OutlierDetector.is_panicking(len(admitted), len(active)):
+        working = sum(not each.health.is_spared for each in admitted)
+        if not OutlierDetector.is_panicking(working, len(active)):
             ready = admitted
         if not ready:
             return _NO_CHOICE

@@ -189,12 +189,7 @@ class Destination:
             if not wait_for_ready and not self._known and now >= gives_up:
                 raise local_error(grpc.StatusCode.UNAVAILABLE, self._why_none(options.subset))
             if not wait_for_ready and self._known:
-                active = [
-                    each
-                    for each in self.endpoints
-                    if each.instance.state is State.ACTIVE
-                    and self._choices.is_in(options.subset, each)
-                ]
+                active = self._active(options.subset)
                 if not active:
                     raise local_error(grpc.StatusCode.UNAVAILABLE, self._why_none(options.subset))
                 failing = [e for e in active if e.state is FAILING]
@@ -203,6 +198,17 @@ class Destination:
                     return self.rng.choice([e for e in failing if e not in tried] or failing)
             is_asking = not self._known and not wait_for_ready
             await self._wait_for_change(deadline, gives_up if is_asking else None)
+
+    def is_unreachable(self, options: CallOptions) -> bool:
+        """Return whether connecting has failed to every instance that a call may go to."""
+        return all(endpoint.state is FAILING for endpoint in self._active(options.subset))
+
+    def _active(self, subset: str | None) -> list[Endpoint]:
+        return [
+            each
+            for each in self.endpoints
+            if each.instance.state is State.ACTIVE and self._choices.is_in(subset, each)
+        ]
 
     def pick_untried(
         self, tried: Collection[Endpoint], now: float, options: CallOptions
@@ -311,11 +317,12 @@ class Destination:
             endpoint.was_unreachable = False
         self._rebuild_soon()
 
-    def on_admission(self, endpoint: Endpoint) -> None:
-        """Take note that an endpoint was ejected, or is back."""
-        if endpoint.health.admission is Admission.ADMITTED:
+    def on_health(self, endpoint: Endpoint, before: Admission) -> None:
+        """Take note that an endpoint was ejected, is back, or is spared, or is no more."""
+        now_is = endpoint.health.admission
+        if now_is is Admission.ADMITTED and before is not Admission.ADMITTED:
             self._warm_up(endpoint)
-        self._ejections.admission_changed(endpoint, self.clock.now())
+        self._ejections.health_changed(endpoint, before, self.clock.now())
 
     def _warm_up(self, endpoint: Endpoint) -> None:
         endpoint.warm_up(self.clock.now(), self.table.policy.slow_start.window)

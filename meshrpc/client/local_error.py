@@ -35,7 +35,8 @@ def left() -> grpc.aio.AioRpcError:
 
 def cancelled_here() -> grpc.aio.AioRpcError:
     """Return the error of a call that its user cancelled."""
-    return local_error(grpc.StatusCode.CANCELLED, CANCELLED_HERE)
+    nothing = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, nothing, nothing, CANCELLED_HERE)
 
 
 def cannot_start(error: BaseException) -> grpc.aio.AioRpcError:

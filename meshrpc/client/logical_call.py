@@ -239,13 +239,13 @@ class LogicalCall:
         now = destination.clock.now()
         if failure.untrusted:
             attempt.endpoint.distrust(attempt.details)
-            if destination.pick_untried(self._tried, now, self._said) is None:
-                return False
         if not self._repeatable(attempt):
             return False
         if failure.not_sent and self._wait_for_ready:
             self._schedule(0.0)  # it goes on waiting for whoever is ready
             return True
+        if failure.not_sent and destination.is_unreachable(self._said):
+            return False  # the others could only say the same
         wait = pause_before_retry(
             self._policy.retry,
             failure,

@@ -106,7 +106,11 @@ FAILURE_FIELDS: Mapping[str, Reader[Any]] = {
     "slow_start": record(SlowStart, {"window": duration}),
     "throttle": record(
         Throttle,
-        {"multiplier": number(_LEAST_MULTIPLIER, 1000), "window": duration, "max_rejected": _max_rejected},
+        {
+            "multiplier": number(_LEAST_MULTIPLIER, 1000),
+            "window": duration,
+            "max_rejected": _max_rejected,
+        },
     ),
     "circuit_breaker": record(CircuitBreaker, {"max_requests": integer(1, 1_000_000_000)}),
 }

@@ -55,6 +55,7 @@ class Health:
         "ejected_until",
         "generation",
         "holds_slot",
+        "is_spared",
         "multiplier",
         "probe_until",
         "window",
@@ -63,7 +64,7 @@ class Health:
     def __init__(self) -> None:
         self.admission = Admission.ADMITTED
         self.generation = 0
-        """Changes at each ejection, at each start of a probe, and at each readmission."""
+        """Changes at each ejection, start of a probe and readmission, and when it leaves."""
         self.ejected_until: float | None = None
         self.cause = ""
         """For people: why it is not admitted."""
@@ -77,6 +78,8 @@ class Health:
         self.holds_slot = False
         """It is away by an ejection, not by a reconnection: it counts against the cap."""
         self.probe_until: float | None = None
+        self.is_spared = False
+        """It fails time after time, and is admitted only because enough others are away."""
 
     def __repr__(self) -> str:
         cause = f": {self.cause}" if self.cause else ""
@@ -113,12 +116,13 @@ class OutlierDetector:
         """Let an endpoint go; what its attempts still bring changes nothing any more."""
         self._members.discard(health)
         self._away.discard(health)
+        health.generation += 1
 
     def record(self, health: Health, generation: int, outcome: Outcome, now: float) -> bool:
         """Take in the end of an attempt that began at `generation`.
 
         Returns:
-            Whether the endpoint's admission changed.
+            Whether the endpoint's admission changed, or whether it is spared.
         """
         if generation != health.generation:
             return False
@@ -126,7 +130,10 @@ class OutlierDetector:
             if outcome is _SUCCESS:
                 health.consecutive = 0
                 health.window.add(now, 1, 1)
-                return False
+                if not health.is_spared:
+                    return False
+                health.is_spared = False
+                return True
             return outcome is Outcome.FAILURE and self._count_failure(health, now)
         return health.admission is Admission.PROBING and self._end_probe(health, outcome, now)
 
@@ -148,6 +155,7 @@ class OutlierDetector:
         self._step_back(health, now)
         self._away.add(health)
         health.admission = Admission.PROBATION
+        health.is_spared = False
         health.cause = f"connected again after {_failures(health.consecutive)}"
         return True
 
@@ -183,9 +191,13 @@ class OutlierDetector:
         health.probe_until = now + PROBE_WITHIN
 
     @staticmethod
-    def is_panicking(ready_and_admitted: int, active: int) -> bool:
-        """Return whether so few are left that ejections are to be ignored: fewer than half."""
-        return 2 * ready_and_admitted < active
+    def is_panicking(working: int, active: int) -> bool:
+        """Return whether so few are left that ejections are to be ignored: fewer than half.
+
+        `working` are those that are connected, admitted, and not merely spared: when everything
+        has failed, the one that is ejected may be the first that works again.
+        """
+        return 2 * working < active
 
     def _count_failure(self, health: Health, now: float) -> bool:
         if health not in self._members:
@@ -195,10 +207,14 @@ class OutlierDetector:
         health.consecutive += 1
         health.window.add(now, 1, 0)
         cause = self._find_cause(health, now)
-        if cause is None or not self._may_eject(health):
+        if cause is None:
             return False
-        self._eject(health, cause, now)
-        return True
+        if self._may_eject(health):
+            self._eject(health, cause, now)
+            return True
+        was_spared = health.is_spared
+        health.is_spared = health.consecutive >= self._policy.consecutive_failures
+        return health.is_spared is not was_spared
 
     def _end_probe(self, health: Health, outcome: Outcome, now: float) -> bool:
         if health not in self._members:
@@ -247,6 +263,7 @@ class OutlierDetector:
         health.generation += 1
         health.admission = Admission.EJECTED
         health.holds_slot = True
+        health.is_spared = False
         health.cause = cause
         health.multiplier = ejection.next_multiplier(self._policy, health.multiplier)
         health.ejected_until = now + ejection.duration(self._policy, health.multiplier, self._rng)

@@ -247,6 +247,9 @@ class _Guard:
         if isinstance(error, asyncio.CancelledError):
             if self._active.is_cut:
                 task.uncancel()
+                call = CURRENT.get()
+                if call is not None:
+                    call.dependency_failed = False  # this is no fault further down
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is leaving", _LEAVING)
             # Cancelled by the client most likely, and then this ends here. Otherwise something
             # that the handler awaited was, or the handler itself: without an answer the client

@@ -22,12 +22,15 @@ import grpc.aio
 
 import meshrpc
 from meshrpc.client.endpoint import Endpoint
+from meshrpc.policy.model import EffectivePolicy
+from meshrpc.resilience.outlier import Admission
 from tests.faults.methods import GET, PUT
 
 DEADLINE = 1.0
 RATE = 200.0
 ROUND_ROBIN = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 READY_WITHIN = 10.0
+ADMITTED = Admission.ADMITTED
 LOOK_EVERY = 0.05
 
 
@@ -79,6 +82,8 @@ class MeshArm:
             self.channel = self._mesh.channel(self._fleet.service)
             await self.channel.channel_ready()
             await self.ready(len(self._fleet.victims))
+            if self._fleet.has_policy:
+                await self._landed()
             self._exits = exits.pop_all()
         return self
 
@@ -91,13 +96,27 @@ class MeshArm:
             while self.destination.ready_count != count:
                 await self.destination.changed()
 
+    async def _landed(self):
+        """Return when the policy has come from control."""
+        landed = asyncio.Event()
+
+        def look(policy):
+            if policy != EffectivePolicy(self._fleet.service):
+                landed.set()
+
+        watch = self._mesh.on_policy(self._fleet.service, look)
+        async with asyncio.timeout(READY_WITHIN):
+            await landed.wait()
+        watch.close()
+
     @property
     def destination(self):
         return self.channel.bound()
 
-    def endpoint(self, victim):
-        """Return the endpoint of an instance."""
-        return next(e for e in self.destination.endpoints if e.instance.id == victim.id)
+    @property
+    def ejected(self):
+        """Endpoints that are ejected, or wait for their probe."""
+        return [e for e in self.destination.endpoints if e.health.admission is not ADMITTED]
 
     @contextlib.contextmanager
     def _noted(self):
@@ -166,7 +185,7 @@ class Lag:
         return max((b - a for a, b in self._late), default=0.0)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Load:
     """A load on one arm, under way or over."""
 
@@ -213,7 +232,7 @@ class Load:
         return [call for call in self.calls if not call.is_ok and call.method in wanted]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Run:
     """What happened in one run: the loads by arm, the marks by name, executions by arm."""
 
@@ -223,6 +242,13 @@ class Run:
     lag: Lag
     arms: dict[str, object]
     marks: dict[str, float] = field(default_factory=dict)
+    ejected_at_the_end: list[object] = field(default_factory=list)
+    """Endpoints that were not admitted when the load was over."""
+
+    def __repr__(self):
+        marks = {name: round(at - self.began, 3) for name, at in self.marks.items()}
+        failed = {name: len(load.failed()) for name, load in self.loads.items()}
+        return f"<Run of {self.fleet.service} {marks} failed={failed}>"
 
     def mark(self, name):
         """Note the time under a name."""
@@ -299,3 +325,5 @@ async def running(fleet, *, rate=RATE, arms=("mesh", "bare"), methods=(GET, PUT)
                 yield run
             finally:
                 over.set()
+        if "mesh" in live:
+            run.ejected_at_the_end = live["mesh"].ejected

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,14 +114,14 @@ class Rig:
             }
             ports = ("--listen", f"{self.network.anywhere}:0", "--http", "127.0.0.1:0")
             store = ("--store", f"sqlite:{self.folder / 'control.db'}", "--insecure")
-            control = Process(
+            self.control_process = Process(
                 "control",
                 (sys.executable, "-m", "meshrpc", "control", *ports, *store),
                 self.folder,
                 self.environment,
             )
-            exits.callback(control.end)
-            port = re.search(r"grpc \S+:(\d+),", control.line())[1]
+            exits.callback(self.control_process.end)
+            port = re.search(r"grpc \S+:(\d+),", self.control_process.line())[1]
             self.control = f"{self.network.here}:{port}"
             self.environment["MESHRPC_CONTROL"] = self.control
             self._exits = exits.pop_all()
@@ -129,11 +130,26 @@ class Rig:
     def __exit__(self, *error):
         self._exits.close()
 
-    def fleet(self, service, count=4, *, wired=False, apart=0, calls=None):
+    def policy(self, *arguments, document=""):
+        """Run `meshrpc policy ...`, with a document on stdin."""
+        done = subprocess.run(
+            (sys.executable, "-m", "meshrpc", "policy", *arguments),
+            cwd=ROOT,
+            env=self.environment,
+            input=document,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise RigError(f"meshrpc policy {' '.join(arguments)}: {done.stderr}")
+
+    def fleet(self, service, count=4, *, wired=False, apart=0, calls=None, environment=None):
         """Start a service of `count` instances and return when all are registered.
 
         `wired`: each behind a TCP proxy. `apart`: so many of them in the network of the rig, not on
-        loopback. `calls`: the service that each of its handlers calls.
+        loopback. `calls`: the service that each of its handlers calls. `environment`: what their
+        processes are started with besides.
         """
         wires = None
         ports = []
@@ -145,7 +161,7 @@ class Rig:
         victims = []
         for number in range(count):
             place = self.network if number < apart else LOCAL
-            victim = Victim(self, service, number, place, calls)
+            victim = Victim(self, service, number, place, calls, environment or {})
             if wires is not None:
                 victim.wire = Wire(wires, number, ports[number])
                 wires.tell(f"{number} {victim.listen}")
@@ -183,13 +199,14 @@ class Execution:
 class Victim:
     """An instance."""
 
-    def __init__(self, rig, service, number, place, calls):
+    def __init__(self, rig, service, number, place, calls, environment):
         self.id = f"{service}-{number + 1}"
         self.place = place
         self.wire = None
         self._rig = rig
         self._service = service
         self._calls = calls
+        self._environment = {**rig.environment, **environment}
         self._log = rig.folder / f"{self.id}.calls"
         self._log.touch()
         self._process = None
@@ -220,7 +237,7 @@ class Victim:
         if self._calls is not None:
             command += ["--calls", self._calls]
         self._process = Process(
-            self.id, [*self.place.entering, *command], self._rig.folder, self._rig.environment
+            self.id, [*self.place.entering, *command], self._rig.folder, self._environment
         )
 
     def wait(self):
@@ -282,9 +299,23 @@ class Fleet:
         self.rig = rig
         self.service = service
         self.victims = victims
+        self.has_policy = False
+        """Whether there is one for it that its callers should have heard of."""
 
     def __iter__(self):
         return iter(self.victims)
+
+    @contextlib.contextmanager
+    def following(self, policy):
+        """Let callers follow a policy, written in YAML without its first two lines, for a block."""
+        document = f"schema: meshrpc.policy/v1\nservice: {self.service}\n{textwrap.dedent(policy)}"
+        self.rig.policy("apply", "-f", "-", document=document)
+        self.has_policy = True
+        try:
+            yield
+        finally:
+            self.has_policy = False
+            self.rig.policy("delete", self.service)
 
     def __getitem__(self, number):
         return self.victims[number]

@@ -23,6 +23,25 @@ async def _faulty(fleet, **options):
         yield run
 
 
+async def restart_one(fleet, *, dead=0.5, after=3.0, until=None, **options):
+    """One instance is killed and started again, once."""
+    async with _faulty(fleet, **options) as run:
+        fleet[0].kill()
+        await asyncio.sleep(dead)
+        await fleet[0].start()
+        run.mark("healed")
+        await run.go_on(after, until)
+    return run
+
+
+async def nothing(fleet, happen, **options):
+    """Nothing happens to the instances: `happen`, a coroutine function, does something else."""
+    async with _faulty(fleet, **options) as run:
+        await happen()
+        run.mark("healed")
+    return run
+
+
 async def kill_one(fleet, *, dead=2.5, **options):
     """One instance is killed and stays dead."""
     async with _faulty(fleet, **options) as run:
@@ -86,6 +105,19 @@ async def misbehave_one(fleet, word, *, bad=5.0, after=3.0, until=None, **option
     return run
 
 
+async def misbehave_half(fleet, word, *, bad=5.0, after=3.0, until=None, **options):
+    """Two of four fail, hang, block or are slow, and work again later."""
+    async with _faulty(fleet, **options) as run:
+        for victim in fleet.victims[:2]:
+            await victim.behave(word)
+        await asyncio.sleep(bad)
+        for victim in fleet.victims[:2]:
+            await victim.behave("work")
+        run.mark("healed")
+        await run.go_on(after, until)
+    return run
+
+
 async def refuse_one(fleet, *, refusing=3.0, after=2.0, until=None, **options):
     """Connections to one instance are reset and refused, and accepted again later."""
     async with _faulty(fleet, **options) as run:
@@ -109,10 +141,10 @@ async def flap_one(fleet, *, times=3, down=2.0, up=2.0, **options):
     return run
 
 
-async def fail_all(fleet, *, failing=4.0, apart=0.5, after=6.0, until=None, **options):
-    """Every instance fails; then they work again, one after the other."""
+async def fail_all(fleet, *, word="fail", failing=4.0, apart=0.5, after=6.0, until=None, **options):
+    """Every instance fails, or hangs; then they work again, one after the other."""
     async with _faulty(fleet, **options) as run:
-        await fleet.behave("fail")
+        await fleet.behave(word)
         await asyncio.sleep(failing)
         run.mark("healed")
         for victim in fleet:

@@ -20,6 +20,7 @@ from tests.faults.methods import GET, PUT, SERVICE
 TAKES = 0.02
 """Seconds of a handler that works."""
 SLOWER = 20
+TOLD_TO_FAIL = "told to fail"
 
 
 class Behaviour:
@@ -34,7 +35,7 @@ class Behaviour:
         os.write(self._log, f"{time.monotonic():.6f} {method} {request.decode()}\n".encode())
         match self.word:
             case "fail":
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "told to fail")
+                await context.abort(grpc.StatusCode.UNAVAILABLE, TOLD_TO_FAIL)
             case "hang":
                 await asyncio.Event().wait()
             case "block":

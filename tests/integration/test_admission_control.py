@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 import meshrpc
+from meshrpc.testing import refuse
 from meshrpc.wire import NOT_EXECUTED
 from services.payment.v1 import payment_pb2, payment_pb2_grpc
 
@@ -79,6 +80,22 @@ async def test_mistakes_of_a_service_do_not_throttle_it(local_mesh, payment, get
     payment.fail("GetPayment", grpc.StatusCode.INTERNAL)
     for _ in range(200):
         assert await local_mesh.clock.run(get(REQUEST).code()) is grpc.StatusCode.INTERNAL
+
+
+async def test_a_service_that_nobody_can_reach_is_tried_once_a_call(local_mesh, payment, get):
+    """Another instance could only say the same, and retries are for better times."""
+    for instance in payment:
+        instance.fault(refuse())
+    await local_mesh.clock.run(get(REQUEST).code())
+    destination = next(iter(local_mesh.client.destinations))
+    async with asyncio.timeout(10):
+        while destination.state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            await destination.changed()
+    for _ in range(30):
+        call = get(REQUEST)
+        assert await local_mesh.clock.run(call.code()) is UNAVAILABLE
+        assert "failed to connect" in await call.details()
+        assert len(call._tried) == 1
 
 
 async def test_an_open_circuit_breaker_refuses_at_once(local_mesh, payment, get):

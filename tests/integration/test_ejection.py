@@ -9,6 +9,7 @@ import meshrpc
 from meshrpc.resilience.outlier import Admission
 from meshrpc.testing import refuse
 from services.payment.v1 import payment_pb2, payment_pb2_grpc
+from tests.echo import ready
 
 PAYMENT = payment_pb2.DESCRIPTOR.services_by_name["PaymentService"]
 REQUEST = payment_pb2.GetPaymentRequest(payment_id="p-1")
@@ -57,9 +58,7 @@ async def payment(local_mesh):
     script.answer("GetPayment", payment_pb2.Payment(id="p-1"))
     local_mesh.policy(ROUND_ROBIN)
     payment = Payment(local_mesh, script)
-    await local_mesh.channel("payment").channel_ready()
-    for instance in script:
-        await instance.connected()
+    await ready(local_mesh.channel("payment"), 4)
     return payment
 
 
@@ -171,6 +170,20 @@ async def test_one_of_two_that_fail_at_the_same_time_is_kept(payment):
     assert sum(ejected) == 1
     assert not ejected[0]
     assert not ejected[3]
+
+
+async def test_when_all_have_failed_whoever_works_first_is_asked(payment):
+    """Also the one that is ejected: it does not wait for its time to be over."""
+    payment.script.fail("GetPayment", UNAVAILABLE)
+    for _ in range(30):
+        await payment.call()
+        await payment.mesh.clock.advance(0.1)
+    (ejected,) = [
+        number for number in (1, 2, 3, 4) if payment.health(number).admission is Admission.EJECTED
+    ]
+    payment.script[ejected].answer("GetPayment", payment_pb2.Payment(id="p-1"))
+    assert (await payment.call(8)).count(grpc.StatusCode.OK) >= 2  # its turns
+    assert payment.health(ejected).admission is Admission.EJECTED
 
 
 async def test_the_callers_own_mistakes_eject_nobody(payment):

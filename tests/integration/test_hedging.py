@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import random
 
 import grpc
 import pytest
@@ -11,6 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import meshrpc
 from meshrpc.policy.model import Hedge, Retry
+from meshrpc.resilience.hedge import Hedging
 from meshrpc.telemetry import tracing
 from meshrpc.testing import Failure, LocalMesh
 from services.payment.v1 import payment_pb2
@@ -430,6 +432,59 @@ async def test_an_instance_that_leaves_loses_its_race(payments):
     assert payments.received == 2
 
 
+def expected(first, hedge, limit):
+    """What a call ends with, and when, by its definition."""
+    (first_at, first_says), (hedge_takes, hedge_says), (limit_at, limit_says) = first, hedge, limit
+    hedge_at = USUAL + hedge_takes
+    if first_at < USUAL:
+        end = first_at, first_says
+    elif hedge_at < first_at:
+        end = (hedge_at, hedge_says) if hedge_says == "hedge" else (first_at, first_says)
+    elif first_says == "aborted":
+        end = hedge_at, hedge_says
+    else:
+        end = first_at, first_says
+    return min(end, (limit_at, limit_says))
+
+
+async def test_races_of_any_shape_end_as_they_should(payments, monkeypatch):
+    """Of a hundred at random, each ends once, with the right answer, at its time, and leaves nothing."""
+    rng = random.Random(4)
+    codes = {"not found": grpc.StatusCode.NOT_FOUND, "aborted": grpc.StatusCode.ABORTED}
+    codes |= {"cancelled": grpc.StatusCode.CANCELLED, "late": grpc.StatusCode.DEADLINE_EXCEEDED}
+    answers = {name: Failure(code, name) for name, code in codes.items()}
+    monkeypatch.setattr(Hedging, "begin", lambda hedging, now: USUAL)
+    await payments.start(
+        more=", retry: {attempts: 1, codes: [ABORTED]}, throttle: {max_rejected: 0%}, "
+        "outlier: {consecutive_failures: 1000, success_rate_below: 1%}"
+    )
+    monkeypatch.setattr(Hedging, "grant", lambda hedging, now: True)
+    clock = payments.clock
+    for _ in range(100):
+        first = rng.choice([0.05, 0.15, 0.25, 0.35]), rng.choice(["first", "not found", "aborted"])
+        hedge = rng.choice([0.02, 0.1, 0.2, 0.3]), rng.choice(["hedge", "not found", "aborted"])
+        limit = rng.choice([0.03, 0.13, 0.22, 0.33, 9.0]), rng.choice(["cancelled", "late"])
+        payments.answer(*(payments.after(at, answers.get(say, say)) for at, say in (first, hedge)))
+        before, began = payments.received, clock.now()
+        call = payments.call(timeout=limit[0] if limit[1] == "late" else None)
+        ends = []
+        call.add_done_callback(lambda call, ends=ends: ends.append(clock.now()))
+        if limit[1] == "cancelled":
+            await clock.advance(limit[0])
+            call.cancel()
+        code = await clock.run(call.code())
+        await clock.settle()
+        at, says = expected(first, hedge, limit)
+        assert (code, ends) == (
+            codes.get(says, grpc.StatusCode.OK),
+            [pytest.approx(began + at, abs=0.001)],
+        ), (first, hedge, limit)
+        if code is grpc.StatusCode.OK:
+            assert (await call).id == says
+        assert payments.is_quiet()
+        assert payments.received - before == 1 + (at > USUAL), (first, hedge, limit)
+
+
 async def test_what_the_span_of_a_hedged_call_tells(payments, monkeypatch):
     """Its instance is the winner's, the loser an event."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
@@ -466,7 +521,19 @@ class _Tagging(grpc.aio.UnaryUnaryClientInterceptor):
         return call
 
 
-@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize(
+    "raises",
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.skipif(
+                tuple(map(int, grpc.__version__.split(".")[:2])) < (1, 83),
+                reason="grpcio before 1.83 never ends a call whose interceptor raises",
+            ),
+        ),
+    ],
+)
 async def test_interceptors_run_for_a_hedge_too(mesh, registry, raises):
     """And what one makes of its cancelled attempt is not the call's end."""
 
@@ -494,6 +561,92 @@ async def test_interceptors_run_for_a_hedge_too(mesh, registry, raises):
         assert tagging.runs >= 3
         await asyncio.wait_for(a.cancelled.wait(), 5)
         await idle(channel.bound())
+
+
+class _Obeying(grpc.aio.UnaryUnaryClientInterceptor):
+    """Lets the first of its calls do what it is told while it waits for its answer."""
+
+    def __init__(self):
+        self.orders = None
+        self.answers = asyncio.Event()
+
+    async def intercept_unary_unary(self, continuation, details, request):
+        call, orders, self.orders = await continuation(details, request), self.orders, None
+        if orders is None:
+            return call
+        try:
+            order = await orders.get()
+        except asyncio.CancelledError:
+            await self.answers.wait()
+            raise
+        if order == "raise":
+            raise ValueError("told to")
+        call.cancel()
+        return call
+
+
+@pytest.fixture
+async def two_slow(mesh, registry):
+    """Two instances that let every call wait, as soon as the caller knows what is usual."""
+
+    async def slowly(server, context):
+        if server.is_slow:
+            await hang(server, context)
+
+    async with EchoServer("a", slowly) as a, EchoServer("b", slowly) as b:
+        for server in (a, b):
+            server.is_slow = False
+            await registry.register(server.instance)
+        policy(mesh, balancer=ROUND_ROBIN, hedge=Hedge(max_extra=1.0))
+        obeying = _Obeying()
+        channel = mesh.channel("echo", interceptors=[obeying])
+        await channel.channel_ready()
+        await ready(channel, 2)
+        say = channel.unary_unary(IDEMPOTENT)
+        for _ in range(WARM):
+            await say(b"")
+        for server in (a, b):
+            server.is_slow = True
+            server.seen.clear()
+        obeying.orders = asyncio.Queue()
+        yield channel, obeying, a, b
+        await idle(channel.bound())
+        assert len(a.seen) + len(b.seen) == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # grpcio's own
+@pytest.mark.parametrize(
+    ("order", "error"), [("cancel", asyncio.CancelledError), ("raise", ValueError)]
+)
+async def test_what_an_interceptor_does_to_the_first_attempt_it_does_to_the_call(
+    two_slow, order, error
+):
+    """It cancels the call, or raises what is no status: no hedge goes on behind it."""
+    channel, obeying, a, b = two_slow
+    orders = obeying.orders
+    call = channel.unary_unary(IDEMPOTENT)(b"")
+    await asyncio.gather(a.calls(1), b.calls(1))
+    orders.put_nowait(order)
+    with pytest.raises(error):
+        await asyncio.wait_for(call, 5)
+    assert call.cancelled() is (order == "cancel")
+    del call
+    gc.collect()  # so that grpcio complains here, and not in a test that comes later
+
+
+async def test_a_call_that_is_cancelled_has_its_hedge_cancelled_at_once(two_slow):
+    """Also while an interceptor of the first attempt takes its time to end."""
+    channel, obeying, a, b = two_slow
+    call = channel.unary_unary(IDEMPOTENT)(b"")
+    first = call.peer().id
+    await asyncio.gather(a.calls(1), b.calls(1))
+    assert call.cancel()
+    await asyncio.wait_for((b if first == "a" else a).cancelled.wait(), 1)
+    assert not call.done()
+    obeying.answers.set()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert call.cancelled()
 
 
 async def test_in_real_time_a_stall_costs_a_hedged_call_milliseconds(mesh, registry):

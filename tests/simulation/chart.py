@@ -92,6 +92,8 @@ class Panel:
     bars: tuple[Bar, ...] = ()
     shades: tuple[Shade, ...] = ()
     shade_label: str = ""
+    span: tuple[float, float] | None = None
+    """The stretch of x that is shown; None: that of the lines."""
     top: float | None = None
     """Where the axis on the left ends; None: above all values."""
 
@@ -172,9 +174,9 @@ def _legend(panel: Panel, y: float) -> list[str]:
 def _plot(panel: Panel, top: int) -> tuple[list[str], int]:
     xs = [x for each in panel.lines for x, _ in each.points]
     ys = [y for each in panel.lines for _, y in each.points]
-    left, right = min(xs), max(xs)
-    y_ticks = _ticks(0.0, panel.top or max(ys) * 1.05 or 1.0)
-    ceiling = panel.top or max(y_ticks[-1], max(ys) * 1.05)
+    left, right = panel.span or (min(xs), max(xs))
+    y_ticks = _ticks(0.0, panel.top or max(ys) or 1.0)
+    ceiling = panel.top or y_ticks[-1]
     above, below = top + _HEAD, top + _HEAD + _PLOT
 
     def at_x(x: float) -> float:
@@ -195,6 +197,8 @@ def _plot(panel: Panel, top: int) -> tuple[list[str], int]:
         parts.append(f'<line class="x" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(_text(_LEFT - 8, at_y(tick) + 4, f"{tick:g}", "m e"))
     for tick in _ticks(left, right, 10):
+        if tick > right:
+            continue
         x = _n(at_x(tick))
         parts.append(f'<line class="z" x1="{x}" x2="{x}" y1="{below}" y2="{below + 4}"/>')
         parts.append(_text(at_x(tick), below + 18, f"{tick:g}", "m c"))
@@ -242,9 +246,9 @@ def _bars(panel: Panel, top: int) -> tuple[list[str], int]:
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about `count` round numbers from `low` to `high` (1, 2 or 5 times a power of ten)."""
+    """Return about `count` round numbers from `low` to the first one from `high` on."""
     rough = (high - low) / count or 1.0
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round(n * step, 10) for n in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [round(n * step, 10) for n in range(first, math.ceil(high / step - 1e-9) + 1)]

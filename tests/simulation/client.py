@@ -130,10 +130,10 @@ class Client:
             endpoint.was_unreachable = False
         self._rebuild()
 
-    def on_admission(self, endpoint: Endpoint) -> None:
-        """Take note that an endpoint was ejected, or is back."""
+    def on_health(self, endpoint: Endpoint, before: Admission) -> None:
+        """Take note that an endpoint was ejected, is back, or is spared, or is no more."""
         health, now = endpoint.health, self.sim.now
-        if health.admission is Admission.ADMITTED:
+        if health.admission is Admission.ADMITTED and before is not Admission.ADMITTED:
             endpoint.warm_up(now, self.policy.slow_start.window)
         elif health.admission is Admission.EJECTED and health.ejected_until is not None:
             self.ejections.append(Ejection(endpoint.id, now, health.ejected_until))
@@ -178,6 +178,7 @@ class Call:
         self._deadline = deadline
         self._on_end = on_end
         self._tried: list[Endpoint] = []
+        self._last: Attempt | None = None
         self._expiry: Event | None = None
         self._is_over = False
 
@@ -194,17 +195,17 @@ class Call:
         client, now = self._client, self._sim.now
         retry, attempts = client.policy.retry, len(self._tried)
         if attempt.code is OK:
-            self._end(attempt)
+            self._end(attempt.code)
             return
         failure = read_failure(
             attempt.code, attempt.details, attempt.trailers, timed_out=attempt.timed_out
         )
         if not may_retry(retry, failure, attempts=attempts, idempotent=True):
-            self._end(attempt)
+            self._end(attempt.code)
             return
         wait = backoff(retry.backoff, failure, retry=attempts, rng=client.rng)
         if now + wait >= self._deadline or not client.admission.budget.withdraw(now):
-            self._end(attempt)
+            self._end(attempt.code)
             return
         self._sim.after(wait, self._go_on)
 
@@ -223,8 +224,7 @@ class Call:
             self._expiry = self._sim.at(self._deadline, self._expire)
 
     def _expire(self) -> None:
-        self._client.admission.call_ended(None, self._sim.now)
-        self._finish(DEADLINE_EXCEEDED, blames=False)
+        self._end(DEADLINE_EXCEEDED)
 
     def _attempt(self, endpoint: Endpoint) -> None:
         if self._deadline <= self._sim.now:
@@ -235,15 +235,14 @@ class Call:
         bound = self._client.policy.retry.per_attempt_timeout
         bounded = bound is not None and self._sim.now + bound < self._deadline
         until = self._sim.now + bound if bound is not None and bounded else self._deadline
-        Attempt(self, endpoint, self._sim, until, bounded=bounded)
+        self._last = Attempt(self, endpoint, self._sim, until, bounded=bounded)
 
-    def _end(self, last: Attempt) -> None:
-        self._client.admission.call_ended(last, self._sim.now)
-        self._finish(last.code, blames=last.outcome is Outcome.FAILURE)
-
-    def _finish(self, code: grpc.StatusCode, *, blames: bool) -> None:
+    def _end(self, code: grpc.StatusCode) -> None:
         self._is_over = True
-        self._on_end(Ended(self._start, self._sim.now, code, len(self._tried), blames))
+        last, now = self._last, self._sim.now
+        self._client.admission.call_ended(last, now)
+        blames = last is not None and last.outcome is Outcome.FAILURE
+        self._on_end(Ended(self._start, now, code, len(self._tried), blames))
 
 
 class Attempt:

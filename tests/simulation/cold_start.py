@@ -10,9 +10,10 @@ import math
 from dataclasses import dataclass, replace
 
 from meshrpc.policy.model import Balancer, BalancerKind, EffectivePolicy, SlowStart
+from tests.simulation.chart import Chart, Panel, Shade, line
 from tests.simulation.client import Client, Ended
 from tests.simulation.engine import Simulation
-from tests.simulation.measure import Points
+from tests.simulation.measure import Points, by_stretch, percentile
 from tests.simulation.server import Server, State
 
 RATE = 240.0
@@ -83,3 +84,69 @@ def run(policy: EffectivePolicy, *, seed: int) -> ColdStart:
         sim.at(second, look)
     sim.run(UNTIL + TIMEOUT)
     return ColdStart(calls, queue, share)
+
+
+def chart(seed: int = 1) -> Chart:
+    """Draw it with slow start and without, for two balancers."""
+    slow, fast = run(ROUND_ROBIN, seed=seed), run(at_once(ROUND_ROBIN), seed=seed)
+    slow_ewma, fast_ewma = run(PEAK_EWMA, seed=seed), run(at_once(PEAK_EWMA), seed=seed)
+    away = {"shades": (Shade(GONE, BACK),), "shade_label": "it is gone"}
+    return Chart(
+        "cold_start",
+        "An instance that comes back cold, with and without slow start",
+        "One of four; at first a call costs it ten times as much. 240 calls/s of 4 callers, 2 s deadline.",
+        (
+            Panel(
+                "Round robin: calls that wait at the cold instance",
+                "time (s)",
+                "calls",
+                (
+                    line("its full share at once", fast.queue, "bare"),
+                    line("slow start", slow.queue),
+                ),
+                **away,
+            ),
+            Panel(
+                "Round robin: latency of all calls, 99th percentile",
+                "time (s)",
+                "ms",
+                (
+                    line("its full share at once", late(fast), "bare"),
+                    line("slow start", late(slow)),
+                ),
+                span=(0.0, UNTIL),
+                **away,
+            ),
+            Panel(
+                "Peak EWMA: the same",
+                "time (s)",
+                "ms",
+                (
+                    line("its full share at once", late(fast_ewma), "bare"),
+                    line("slow start", late(slow_ewma)),
+                ),
+                span=(0.0, UNTIL),
+                **away,
+            ),
+            Panel(
+                "Share of the calls that the cold instance gets",
+                "time (s)",
+                "% of calls",
+                (
+                    line("round robin, at once", fast.share, "bare"),
+                    line("round robin, slow start", slow.share, "more"),
+                    line("peak EWMA, slow start", slow_ewma.share),
+                ),
+                span=(0.0, UNTIL),
+                **away,
+            ),
+        ),
+    )
+
+
+def late(run: ColdStart, width: float = 2.0) -> Points:
+    """Return the 99th percentile of latency in ms, by stretches of time."""
+    return [
+        (at + width / 2, 1000 * percentile((call.latency for call in calls), 0.99))
+        for at, calls in by_stretch(run.calls, width, UNTIL)
+    ]

@@ -3,7 +3,7 @@
 The connection behaves as grpcio's with the mesh's options (`meshrpc/client/options.py`): a process
 that dies is noticed at once; one that is frozen two seconds after the first call that it leaves
 waiting, by a ping a second and a second for its answer; what is lost is dialed again, after 0.2 to 1
-seconds. What attempts teach is `Endpoint.finish`, line by line.
+seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import grpc
 from meshrpc.balancer.peak_ewma import PeakEwma
 from meshrpc.client.endpoint import FAILING, READY
 from meshrpc.resilience.outcome import Outcome
-from meshrpc.resilience.outlier import Health, OutlierDetector
+from meshrpc.resilience.outlier import Admission, Health, OutlierDetector
 from tests.simulation.engine import Event, Simulation
 from tests.simulation.server import Server, State
 
@@ -53,7 +53,7 @@ class Keeper(Protocol):
 
     def on_state(self, endpoint: Endpoint, before: grpc.ChannelConnectivity) -> None: ...
 
-    def on_admission(self, endpoint: Endpoint) -> None: ...
+    def on_health(self, endpoint: Endpoint, before: Admission) -> None: ...
 
 
 class Endpoint:
@@ -115,18 +115,12 @@ class Endpoint:
         self, attempt: Breaking, outcome: Outcome, latency: float, now: float, generation: int
     ) -> None:
         """Count an attempt as over and learn from it."""
-        known = self._latency
-        known.pending -= 1
+        self._latency.pending -= 1
         del self._attempts[attempt]
-        if outcome is Outcome.SUCCESS:
-            known.is_failing = False
-            known.observe(latency, now)
-        elif latency > known.latency(now):
-            known.observe(latency, now)
-        if outcome is Outcome.FAILURE or outcome is Outcome.UNREACHED:
-            known.fail(now)
+        self._latency.learn(outcome, latency, now)
+        before = self.health.admission
         if self._keeper.outliers.record(self.health, generation, outcome, now):
-            self._keeper.on_admission(self)
+            self._keeper.on_health(self, before)
 
     def warm_up(self, now: float, window: float) -> None:
         """Begin a slow start; what was learned of its latency before is forgotten."""

@@ -6,11 +6,15 @@ failure; so the instances take turns (`round_robin`), as under the balancers of 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from meshrpc.policy.model import Balancer, BalancerKind, EffectivePolicy, Outlier, Retry
+from tests.simulation.chart import Chart, Panel, Shade, line
 from tests.simulation.client import Client, Ejection, Ended
 from tests.simulation.engine import Simulation
+from tests.simulation.measure import Points, by_stretch, succeeded
 from tests.simulation.server import Server, State
 
 RATE = 100.0
@@ -26,6 +30,7 @@ NO_RETRY = replace(ROUND_ROBIN, retry=Retry(attempts=1))
 NEVER_EJECT = Outlier(consecutive_failures=1_000_000, success_rate_below=0.0)
 BARE = replace(NO_RETRY, outlier=NEVER_EJECT)
 """Neither retries nor ejection."""
+ONLY_RETRY = replace(ROUND_ROBIN, outlier=NEVER_EJECT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +55,9 @@ def run(
     bad: list[float] = []
 
     def watch(state: State) -> None:
-        watched = flapping.arrived
         if state is State.UP:
-            bad.extend([sim.now] * (watched - before[0]))
-        before[0] = watched
+            bad.extend([sim.now] * (flapping.arrived - before[0]))
+        before[0] = flapping.arrived
 
     before = [0]
     flapping.on_state.append(watch)
@@ -63,3 +67,67 @@ def run(
         sim.at((number + 1) * PERIOD, flapping.set_state, State.UP)
     sim.run(until + TIMEOUT)
     return Flapping(calls, client.ejections, bad)
+
+
+def chart(seed: int = 1, until: float = 300.0) -> Chart:
+    """Draw what each of the means does about it."""
+    bare, only_retry = run(BARE, until, seed=seed), run(ONLY_RETRY, until, seed=seed)
+    ejecting, full = run(NO_RETRY, until, seed=seed), run(ROUND_ROBIN, until, seed=seed)
+    return Chart(
+        "flapping",
+        "A flapping instance is asked ever less often",
+        "One of four instances fails every call for 5 of every 10 s. Round robin, 100 calls/s.",
+        (
+            Panel(
+                "Calls that fail",
+                "time (s)",
+                "% of calls",
+                (
+                    line("no retries, no ejection", _failed(bare, until), "bare"),
+                    line("retries only", _failed(only_retry, until), "more"),
+                    line("ejection only", _failed(ejecting, until), "else"),
+                    line("both", _failed(full, until)),
+                ),
+                span=(0.0, until),
+            ),
+            Panel(
+                "Attempts that meet the failing instance",
+                "time (s)",
+                "attempts per 10 s",
+                (
+                    line("without ejection", _bad(bare.bad, until), "bare", steps=True),
+                    line("with ejection", _bad(full.bad, until), steps=True),
+                ),
+                span=(0.0, until),
+            ),
+            Panel(
+                "How long each ejection lasts",
+                "time (s)",
+                "seconds",
+                (line("the ejection under way", _lengths(full.ejections, until), steps=True),),
+                shades=tuple(
+                    Shade(start, min(until, start + PERIOD / 2))
+                    for start in (PERIOD * n + PERIOD / 2 for n in range(round(until / PERIOD)))
+                ),
+                shade_label="failing",
+            ),
+        ),
+    )
+
+
+def _failed(flapping: Flapping, until: float) -> Points:
+    stretches = by_stretch(flapping.calls, PERIOD, until)
+    return [(at + PERIOD / 2, 100 * (1 - succeeded(calls))) for at, calls in stretches]
+
+
+def _bad(times: Sequence[float], until: float) -> Points:
+    count = Counter(int((at - PERIOD / 4) / PERIOD) for at in times)
+    points = [(number * PERIOD, count[number]) for number in range(round(until / PERIOD))]
+    return [*points, (until, points[-1][1])]
+
+
+def _lengths(ejections: Sequence[Ejection], until: float) -> Points:
+    points: Points = [(0.0, 0.0)]
+    for each in ejections:
+        points += ((each.at, each.until - each.at), (min(until, each.until), 0.0))
+    return [*points, (until, 0.0)] if points[-1][0] < until else points

@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 import grpc
 
 from meshrpc.policy.model import EffectivePolicy, Outlier, Retry, RetryBudget, Throttle
+from tests.simulation.chart import Bar, Chart, Panel, Shade, line
 from tests.simulation.client import OK, Client, Ended
 from tests.simulation.engine import Simulation
 from tests.simulation.server import Finish, Handler, Server, State, Work
 
 SERVICE_TIME = 0.002
 TIMEOUT = 2.0
-FAILS, UNTIL = 10.0, 70.0
-"""When the last service begins to fail, and when the run ends."""
+FAILS = 10.0
+"""When the last service begins to fail."""
 
 ALL = EffectivePolicy("storm")
 """Every default."""
@@ -42,25 +43,28 @@ class Storm:
     @property
     def amplification(self) -> float:
         """Calls at the last service per call made, over all the time that it fails."""
-        return _amplification(self.seconds)
-
-    @property
-    def worst_minute_start(self) -> float:
-        """The same over the first ten seconds of it, when the most has been saved for retries."""
-        return _amplification([each for each in self.seconds if each[0] < FAILS + 10.0])
-
-
-def _amplification(seconds: Sequence[tuple[float, int, int]]) -> float:
-    made = sum(made for at, made, _ in seconds if at >= FAILS)
-    return sum(came for at, _, came in seconds if at >= FAILS) / made
+        failing = [(made, came) for at, made, came in self.seconds if at >= FAILS]
+        return sum(came for _, came in failing) / sum(made for made, _ in failing)
 
 
 def run(
-    policy: EffectivePolicy, rate: float, *, seed: int, instances: int = 3, chain_stop: bool = True
+    policy: EffectivePolicy,
+    rate: float,
+    *,
+    seed: int,
+    instances: int = 1,
+    chain_stop: bool = True,
+    until: float = 70.0,
 ) -> Storm:
     """Let `ledger` fail under `rate` calls a second of one caller.
 
-    `chain_stop`: whether a handler whose own call failed asks its caller not to try again.
+    Args:
+        policy: what all three callers go by.
+        rate: calls per second.
+        seed: of all randomness.
+        instances: of each service.
+        chain_stop: whether a handler whose own call failed asks its caller not to try again.
+        until: when the run ends.
     """
     sim = Simulation(seed)
     ledger = _layer(sim, "ledger", instances, None)
@@ -81,12 +85,12 @@ def run(
         seconds.append((sim.now - 1.0, made[0] - before[0], came - before[1]))
         before[:] = made[0], came
 
-    sim.arrivals("calls", rate, UNTIL, call)
+    sim.arrivals("calls", rate, until, call)
     for server in ledger:
         sim.at(FAILS, server.set_state, State.FAILING)
-    for second in range(1, round(UNTIL) + 1):
+    for second in range(1, round(until) + 1):
         sim.at(second, look)
-    sim.run(UNTIL)
+    sim.run(until)
     return Storm(seconds)
 
 
@@ -117,3 +121,37 @@ def _calling(sim: Simulation, client: Client, *, chain_stop: bool) -> Handler:
         client.call(work.deadline - sim.now, ended)
 
     return handle
+
+
+def chart(seed: int = 1, rate: float = 20.0, until: float = 40.0) -> Chart:
+    """Draw what comes to the last service as one means after the other is taken in."""
+    runs = (
+        ("3 attempts at each layer", "bare", run(NAIVE, rate, seed=seed, chain_stop=False, until=until)),
+        ("and a budget", "else", run(NO_THROTTLE, rate, seed=seed, chain_stop=False, until=until)),
+        ("and chain-stop", "more", run(NO_THROTTLE, rate, seed=seed, until=until)),
+        ("and a throttle: the defaults", "ours", run(ALL, rate, seed=seed, until=until)),
+    )
+    return Chart(
+        "retry_storm",
+        "Retries do not multiply along a chain",
+        f"A caller, order, payment, ledger; ledger fails every call. {rate:.0f} calls/s, one process each.",
+        (
+            Panel(
+                "Calls that come to ledger for each call made, once it fails",
+                "attempts per call, mean over half a minute",
+                bars=tuple(Bar(label, storm.amplification, look) for label, look, storm in runs),
+            ),
+            Panel(
+                "The same by second, without the first",
+                "time (s)",
+                "calls/s at ledger",
+                tuple(
+                    line(label, [(at + 0.5, came) for at, _, came in storm.seconds], look)
+                    for label, look, storm in runs[1:]
+                ),
+                shades=(Shade(FAILS, until),),
+                shade_label="ledger fails",
+                span=(0.0, until),
+            ),
+        ),
+    )

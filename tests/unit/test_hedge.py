@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshrpc.policy.model import Hedge
-from meshrpc.resilience.hedge import MIN_DELAY, Hedging
+from meshrpc.policy.model import EffectivePolicy, Hedge, Retry
+from meshrpc.policy.table import PolicyTable
+from meshrpc.resilience.hedge import MIN_DELAY, Hedges, Hedging
 from meshrpc.resilience.percentile import ERROR, HALF, MIN_SAMPLES, REFRESH, Percentile
+from services.payment.v1 import payment_pb2  # noqa: F401 - its descriptors say what is idempotent
 
 ULPS = 1 + 1e-9
 
@@ -148,6 +150,48 @@ def test_when_every_call_is_slow_hedges_stay_within_the_budget(max_extra):
         granted += hedging.grant(call / 100)
         assert granted <= max_extra * call + 1e-6
     assert granted >= max_extra * 10_000 - 1
+
+
+def test_methods_are_hedged_by_what_they_are_themselves():
+    """A slow method does not teach a quick one, and each earns its own hedges."""
+    hedges, policy = Hedges(), Hedge(max_extra=1.0)
+    slow, quick = hedges.method("/a.B/Slow", policy, 0.0), hedges.method("/a.B/Quick", policy, 0.0)
+    for _ in range(20):
+        slow.observe(10.0, 0.0)
+        quick.observe(0.01, 0.0)
+    assert slow.begin(0.0) > 9
+    assert quick.begin(0.0) < 0.02
+    assert slow.grant(0.0)
+    assert not slow.grant(0.0)
+    assert quick.grant(0.0)
+
+
+def test_a_method_is_known_again_under_another_policy():
+    """It is the same one, and follows the policy it was asked for with."""
+    hedges = Hedges()
+    method = hedges.method("/a.B/C", Hedge(max_extra=0.0), 0.0)
+    assert hedges.method("/a.B/C", Hedge(max_extra=1.0), 0.0) is method
+    method.begin(0.0)
+    assert method.grant(0.0)
+
+
+@pytest.mark.parametrize("hedge", [None, Hedge()])
+@pytest.mark.parametrize(
+    ("method", "listed", "idempotent"),
+    [
+        ("payment.v1.PaymentService/GetPayment", False, True),
+        ("grpc.health.v1.Health/Check", False, False),
+        ("grpc.health.v1.Health/Check", True, True),
+        ("nobody.Knows/This", False, False),
+        ("nobody.Knows/This", True, True),
+    ],
+)
+def test_only_idempotent_methods_have_a_hedge(method, listed, idempotent, hedge):
+    """By their proto or by the policy; and no call that is to be sent once."""
+    retry = Retry(non_idempotent=frozenset({method} if listed else ()))
+    compiled = PolicyTable(EffectivePolicy("x", retry=retry, hedge=hedge)).method(f"/{method}")
+    assert compiled.hedge is (hedge if idempotent else None)
+    assert compiled.once.hedge is None
 
 
 def test_hedging_keeps_what_it_saw_under_another_policy():

@@ -7,10 +7,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from meshrpc.policy.model import Hedge
+from meshrpc.policy.model import EffectivePolicy, Hedge, Retry
+from meshrpc.policy.table import PolicyTable
 from meshrpc.resilience.hedge import MIN_DELAY, Hedging
 from meshrpc.resilience.percentile import ERROR, HALF, MIN_SAMPLES, REFRESH
 from meshrpc.resilience.retry_budget import SAVED
+from services.payment.v1 import payment_pb2  # noqa: F401 - its descriptors say what is idempotent
 
 ROUNDING = 1e-9
 
@@ -21,6 +23,12 @@ policies = st.builds(
 )
 # Eighths of a second, which floats hold exactly: the halves of the reference end when the real ones do.
 pauses = st.integers(0, 8 * 40).map(lambda eighths: eighths / 8)
+METHODS = (
+    ("payment.v1.PaymentService/GetPayment", True),
+    ("grpc.health.v1.Health/Check", False),
+    ("nobody.Knows/This", False),
+)
+names = st.sampled_from([name for name, _ in METHODS])
 latencies = st.floats(0.0, 100.0)
 
 
@@ -85,6 +93,14 @@ class HedgingMachine(RuleBasedStateMachine):
         if granted:
             self.sent += 1
             self.tokens -= 1
+
+    @rule(policy=policies | st.none(), method=st.sampled_from(METHODS), listed=st.sets(names))
+    def call_is_made(self, policy, method, listed):
+        """It has a hedge to wait for only if executing it twice is as good as once."""
+        name, declared = method
+        retry = Retry(non_idempotent=frozenset(listed))
+        compiled = PolicyTable(EffectivePolicy("x", retry=retry, hedge=policy)).method(f"/{name}")
+        assert compiled.hedge is (policy if declared or name in listed else None)
 
     @rule(policy=policies)
     def policy_changes(self, policy):

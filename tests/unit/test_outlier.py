@@ -209,7 +209,8 @@ def test_the_cap_counts_those_that_wait_for_a_probe_or_have_one():
     outliers, (first, second, *_) = detector(5)
     eject(outliers, first)
     at = serve(outliers, first)
-    assert not tell(outliers, second, FAILURE, at, times=6)
+    tell(outliers, second, FAILURE, at, times=6)
+    assert second.admission is ADMITTED
     outliers.begin_probe(first, at)
     assert not tell(outliers, second, FAILURE, at)
     tell(outliers, first, SUCCESS, at)
@@ -220,10 +221,11 @@ def test_the_last_one_is_never_ejected():
     """However much may be ejected, and however much it fails."""
     outliers, (first, second) = detector(2, max_ejected=1.0)
     eject(outliers, first)
-    assert not tell(outliers, second, FAILURE, times=100)
+    tell(outliers, second, FAILURE, times=100)
     assert second.admission is ADMITTED
     alone, (only,) = detector(1, max_ejected=1.0)
-    assert not tell(alone, only, FAILURE, times=100)
+    tell(alone, only, FAILURE, times=100)
+    assert only.admission is ADMITTED
 
 
 def test_each_ejection_is_longer_than_the_one_before():
@@ -405,7 +407,8 @@ def test_a_readmitted_endpoint_needs_a_free_slot_to_be_ejected_again():
     eject(outliers, first)
     at = readmit(outliers, first)
     eject(outliers, second, at)
-    assert not tell(outliers, first, FAILURE, at, times=10)
+    tell(outliers, first, FAILURE, at, times=10)
+    assert first.admission is ADMITTED
 
 
 @pytest.mark.parametrize("outcome", [ABANDONED, UNREACHED])
@@ -552,6 +555,32 @@ def test_a_failed_probe_without_a_free_slot_is_followed_by_another():
     assert back.admission is PROBATION
 
 
+def test_who_fails_time_after_time_beyond_the_cap_is_spared_until_its_next_success():
+    """It is told once that it is, and once that it is no more."""
+    outliers, (first, second, *_) = detector(members=4)
+    eject(outliers, first)
+    for _ in range(4):
+        assert not tell(outliers, second, FAILURE)
+    assert tell(outliers, second, FAILURE)
+    assert second.is_spared
+    assert second.admission is ADMITTED
+    assert not tell(outliers, second, FAILURE, times=3)
+    assert tell(outliers, second, SUCCESS)
+    assert not second.is_spared
+    assert not tell(outliers, second, SUCCESS)
+
+
+def test_a_spared_endpoint_is_ejected_at_its_next_failure_when_a_slot_is_free():
+    """And counts as ejected then, no longer as spared."""
+    outliers, (first, second, *_) = detector(members=4)
+    eject(outliers, first)
+    tell(outliers, second, FAILURE, times=6)
+    outliers.remove(first)
+    assert tell(outliers, second, FAILURE)
+    assert second.admission is EJECTED
+    assert not second.is_spared
+
+
 def test_a_removed_endpoint_frees_its_slot():
     """The next bad one can be ejected."""
     outliers, (first, second, *_) = detector(5)
@@ -591,7 +620,8 @@ def test_an_endpoint_that_left_ejected_comes_back_ejected():
     eject(outliers, bad)
     outliers.remove(bad)
     outliers.add(bad)
-    assert not tell(outliers, second, FAILURE, times=6)
+    tell(outliers, second, FAILURE, times=6)
+    assert second.admission is ADMITTED
     assert outliers.next_change() == 5.0
     readmit(outliers, bad)
 

@@ -152,8 +152,18 @@ class OutlierMachine(RuleBasedStateMachine):
         return True
 
     def record(self, endpoint, generation, outcome):
-        changed = self.outliers.record(endpoint.health, generation, outcome, self.now)
-        assert changed is self.expect(endpoint, generation, outcome)
+        health = endpoint.health
+        was_spared = health.is_spared
+        changed = self.outliers.record(health, generation, outcome, self.now)
+        moved = self.expect(endpoint, generation, outcome)
+        assert changed is (moved or health.is_spared is not was_spared)
+        counted = generation == endpoint.generation and endpoint in self.members
+        if outcome is Outcome.FAILURE and counted and endpoint.admission is ADMITTED:
+            fails = endpoint.row() >= self.policy.consecutive_failures
+            assert health.is_spared is fails
+        if health.is_spared:
+            assert endpoint.admission is ADMITTED
+            assert endpoint.row() > 0
 
     # What happens.
 
@@ -170,6 +180,7 @@ class OutlierMachine(RuleBasedStateMachine):
         endpoint = self.members.pop(which % len(self.members))
         self.gone.append(endpoint)
         self.outliers.remove(endpoint.health)
+        endpoint.generation += 1
         self.bereft = not self.admitted()
         self.ejected_before = len(self.ejected())
 
@@ -275,7 +286,7 @@ class OutlierMachine(RuleBasedStateMachine):
             health = endpoint.health
             assert health.admission is endpoint.admission
             assert health.generation == endpoint.generation
-            assert health.multiplier >= 0
+            assert health.multiplier == endpoint.steps >= 0
             assert (health.ejected_until is not None) is (health.admission is EJECTED)
             assert (health.cause == "") is (health.admission is ADMITTED)
             if health.admission is ADMITTED:
