@@ -80,8 +80,10 @@ class Choices:
             endpoint = picker.pick(now, options.hash_key)
             if endpoint.warm_at > now and choice.settled is not None and options.hash_key is None:
                 part = share(endpoint.warm_at, now, self._policy.slow_start.window)
-                if self._rng.random() >= part:
-                    endpoint = choice.settled.pick(now)
+                other = choice.settled.pick(now)
+                # Never to one that fails: that would take the calls from the one that works.
+                if not other.is_failing and self._rng.random() >= part:
+                    endpoint = other
             if endpoint.is_ready():
                 return endpoint
         return next((endpoint for endpoint in choice.ready if endpoint.is_ready()), None)
@@ -128,8 +130,7 @@ class Choices:
         active = [each for each in self._active if self.is_in(subset, each)]
         ready = tuple(each for each in active if each.state is READY)
         admitted = tuple(each for each in ready if each.health.admission is Admission.ADMITTED)
-        working = sum(not each.health.is_spared for each in admitted)
-        if not OutlierDetector.is_panicking(working, len(active)):
+        if not OutlierDetector.is_panicking(len(admitted), len(active)):
             ready = admitted
         if not ready:
             return _NO_CHOICE

@@ -317,12 +317,11 @@ class Destination:
             endpoint.was_unreachable = False
         self._rebuild_soon()
 
-    def on_health(self, endpoint: Endpoint, before: Admission) -> None:
-        """Take note that an endpoint was ejected, is back, or is spared, or is no more."""
-        now_is = endpoint.health.admission
-        if now_is is Admission.ADMITTED and before is not Admission.ADMITTED:
+    def on_admission(self, endpoint: Endpoint) -> None:
+        """Take note that an endpoint was ejected, or is back."""
+        if endpoint.health.admission is Admission.ADMITTED:
             self._warm_up(endpoint)
-        self._ejections.health_changed(endpoint, before, self.clock.now())
+        self._ejections.admission_changed(endpoint, self.clock.now())
 
     def _warm_up(self, endpoint: Endpoint) -> None:
         endpoint.warm_up(self.clock.now(), self.table.policy.slow_start.window)

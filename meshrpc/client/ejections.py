@@ -71,20 +71,14 @@ class Ejections:
             self._set_timer()
         return endpoint
 
-    def health_changed(self, endpoint: Endpoint, before: Admission, now: float) -> None:
-        """Carry out what became of an endpoint, and tell people."""
+    def admission_changed(self, endpoint: Endpoint, now: float) -> None:
+        """Carry out that an endpoint was ejected, or is back, and tell people."""
         health, id_, service = endpoint.health, endpoint.id, endpoint.instance.service
-        if health.is_spared:
-            _log.warning("instance %s of %s fails, and stays: enough are ejected", id_, service)
-        elif health.admission is not before:
-            if health.admission is Admission.ADMITTED:
-                _log.info("instance %s of %s answers again", id_, service)
-            elif health.ejected_until is not None:
-                lasts = health.ejected_until - now
-                cause = health.cause
-                _log.warning(
-                    "instance %s of %s is ejected for %.1f s: %s", id_, service, lasts, cause
-                )
+        if health.admission is Admission.ADMITTED:
+            _log.info("instance %s of %s is back from its ejection", id_, service)
+        elif health.ejected_until is not None:
+            lasts, cause = health.ejected_until - now, health.cause
+            _log.warning("instance %s of %s is ejected for %.1f s: %s", id_, service, lasts, cause)
         self._on_change()
         self._set_timer()
 

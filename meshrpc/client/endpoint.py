@@ -26,7 +26,7 @@ from meshrpc.client.method import Method
 from meshrpc.metadata import checked
 from meshrpc.registry.instance import Instance
 from meshrpc.resilience.outcome import Outcome
-from meshrpc.resilience.outlier import Admission, Health, OutlierDetector
+from meshrpc.resilience.outlier import Health, OutlierDetector
 from meshrpc.settings import parse_address
 
 READY = grpc.ChannelConnectivity.READY
@@ -71,8 +71,8 @@ class Keeper(Protocol):
         """Take note that an endpoint's connection changed, or may have."""
         ...
 
-    def on_health(self, endpoint: Endpoint, before: Admission) -> None:
-        """Take note that an endpoint was ejected, is back, or is spared, or is no more."""
+    def on_admission(self, endpoint: Endpoint) -> None:
+        """Take note that an endpoint was ejected, or is back."""
         ...
 
 
@@ -204,9 +204,8 @@ class Endpoint:
         known.pending -= 1
         self._under_way.discard(inner)
         known.learn(outcome, latency, now)
-        before = self.health.admission
         if self._keeper.outliers.record(self.health, generation, outcome, now):
-            self._keeper.on_health(self, before)
+            self._keeper.on_admission(self)
         if self._idle is not None and not known.pending:
             self._idle.set()
 

@@ -1,8 +1,8 @@
 """Outlier detection: which endpoints get no calls for a while, and how they come back.
 
 Judged at each failure, not on a sweep: by failures in a row (Envoy), by the success rate of the
-last seconds against a floor (Linkerd) and against the other endpoints (gRFC A50). Ejections are
-capped, never take the last endpoint, grow while it flaps, and end with one real call as a probe
+last seconds against a floor (Linkerd) and against the other endpoints (gRFC A50); but only while
+most others do well. Ejections are capped, never take the last endpoint, grow while it flaps, and end with one real call as a probe
 (Linkerd). A result counts only towards the generation it began in, so that a late answer from
 before an ejection changes nothing. Who sends the probe and what panicking means is the caller's.
 """
@@ -10,12 +10,13 @@ before an ejection changes nothing. Who sends the probe and what panicking means
 from __future__ import annotations
 
 import enum
+import math
 import random
 
 from meshrpc.policy import model
 from meshrpc.resilience import ejection
 from meshrpc.resilience.outcome import Outcome
-from meshrpc.resilience.success_rates import FEWEST_COMPARED, Comparison
+from meshrpc.resilience.success_rates import EVERY, FEWEST_COMPARED, Comparison
 from meshrpc.resilience.window import Window
 
 WINDOW = 10.0
@@ -55,7 +56,6 @@ class Health:
         "ejected_until",
         "generation",
         "holds_slot",
-        "is_spared",
         "multiplier",
         "probe_until",
         "window",
@@ -78,8 +78,6 @@ class Health:
         self.holds_slot = False
         """It is away by an ejection, not by a reconnection: it counts against the cap."""
         self.probe_until: float | None = None
-        self.is_spared = False
-        """It fails time after time, and is admitted only because enough others are away."""
 
     def __repr__(self) -> str:
         cause = f": {self.cause}" if self.cause else ""
@@ -89,7 +87,15 @@ class Health:
 class OutlierDetector:
     """Admits and ejects the endpoints of one destination."""
 
-    __slots__ = ("_away", "_comparison", "_members", "_policy", "_rng")
+    __slots__ = (
+        "_asked_until",
+        "_away",
+        "_comparison",
+        "_members",
+        "_policy",
+        "_rng",
+        "_working",
+    )
 
     def __init__(self, policy: model.Outlier, rng: random.Random) -> None:
         self._policy = policy
@@ -97,6 +103,8 @@ class OutlierDetector:
         self._members: set[Health] = set()
         self._away: set[Health] = set()  # the members that are not admitted
         self._comparison = Comparison()
+        self._working: frozenset[Health] = frozenset()
+        self._asked_until = -math.inf
 
     def configure(self, policy: model.Outlier, now: float) -> None:
         """Change the rules. Who is ejected stays so, but no longer than the new longest time."""
@@ -122,7 +130,7 @@ class OutlierDetector:
         """Take in the end of an attempt that began at `generation`.
 
         Returns:
-            Whether the endpoint's admission changed, or whether it is spared.
+            Whether the endpoint's admission changed.
         """
         if generation != health.generation:
             return False
@@ -130,10 +138,7 @@ class OutlierDetector:
             if outcome is _SUCCESS:
                 health.consecutive = 0
                 health.window.add(now, 1, 1)
-                if not health.is_spared:
-                    return False
-                health.is_spared = False
-                return True
+                return False
             return outcome is Outcome.FAILURE and self._count_failure(health, now)
         return health.admission is Admission.PROBING and self._end_probe(health, outcome, now)
 
@@ -155,7 +160,6 @@ class OutlierDetector:
         self._step_back(health, now)
         self._away.add(health)
         health.admission = Admission.PROBATION
-        health.is_spared = False
         health.cause = f"connected again after {_failures(health.consecutive)}"
         return True
 
@@ -191,13 +195,9 @@ class OutlierDetector:
         health.probe_until = now + PROBE_WITHIN
 
     @staticmethod
-    def is_panicking(working: int, active: int) -> bool:
-        """Return whether so few are left that ejections are to be ignored: fewer than half.
-
-        `working` are those that are connected, admitted, and not merely spared: when everything
-        has failed, the one that is ejected may be the first that works again.
-        """
-        return 2 * working < active
+    def is_panicking(ready_and_admitted: int, active: int) -> bool:
+        """Return whether so few are left that ejections are to be ignored: fewer than half."""
+        return 2 * ready_and_admitted < active
 
     def _count_failure(self, health: Health, now: float) -> bool:
         if health not in self._members:
@@ -207,20 +207,18 @@ class OutlierDetector:
         health.consecutive += 1
         health.window.add(now, 1, 0)
         cause = self._find_cause(health, now)
-        if cause is None:
+        if cause is None or not self._others_work(health, now) or not self._may_eject(health):
             return False
-        if self._may_eject(health):
-            self._eject(health, cause, now)
-            return True
-        was_spared = health.is_spared
-        health.is_spared = health.consecutive >= self._policy.consecutive_failures
-        return health.is_spared is not was_spared
+        self._eject(health, cause, now)
+        return True
 
     def _end_probe(self, health: Health, outcome: Outcome, now: float) -> bool:
         if health not in self._members:
             return False
         if outcome is Outcome.SUCCESS or outcome is Outcome.IGNORED:
             self._readmit(health, now)
+        elif outcome is Outcome.FAILURE and not self._others_work(health, now):
+            self._readmit(health, now)  # it is no worse than they are
         elif outcome is Outcome.FAILURE and self._may_eject(health):
             self._eject(health, "its probe failed", now)
         else:
@@ -246,6 +244,23 @@ class OutlierDetector:
                 return f"success rate {_percent(rate)} far below that of the others"
         return None
 
+    def _others_work(self, health: Health, now: float) -> bool:
+        """Return whether at least half of the others do well: what all do alike is no outlier.
+
+        Without this, an overload would last. Who is overloaded fails, is ejected, and leaves its
+        calls to the others, which are overloaded the more (tests/simulation/total_failure.py).
+        """
+        if now >= self._asked_until:
+            self._asked_until = now + EVERY
+            admitted = self._members - self._away
+            self._working = frozenset(each for each in admitted if self._works(each, now))
+        others = len(self._members) - len(self._away) - (health.admission is _ADMITTED)
+        return 2 * (len(self._working) - (health in self._working)) >= others
+
+    def _works(self, health: Health, now: float) -> bool:
+        requests, successes = health.window.counts(now)
+        return requests < FEWEST_OUTCOMES or successes >= self._policy.success_rate_below * requests
+
     def _may_eject(self, health: Health) -> bool:
         if not self._others_admitted(health):
             return False
@@ -263,7 +278,6 @@ class OutlierDetector:
         health.generation += 1
         health.admission = Admission.EJECTED
         health.holds_slot = True
-        health.is_spared = False
         health.cause = cause
         health.multiplier = ejection.next_multiplier(self._policy, health.multiplier)
         health.ejected_until = now + ejection.duration(self._policy, health.multiplier, self._rng)

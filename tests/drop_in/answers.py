@@ -197,6 +197,7 @@ async def a_loop_can_be_left(world: World):
     async for _ in call:
         break
     before = call.done()
+    await held.started.wait()
     asked = call.cancel()
     await held.cancelled.wait()
     return before, asked, await status(call)

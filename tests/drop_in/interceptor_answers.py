@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 import grpc.aio
 
+from meshrpc.wire import NOT_EXECUTED
 from tests.drop_in.battery import Difference, scenario, scenario_of_each_kind
 from tests.drop_in.handlers import aborting, answering
 from tests.drop_in.intercepting import Waits, start
@@ -197,16 +198,18 @@ async def an_interceptor_tries_again(world: World):
 
 
 @scenario(differs=Difference("Interceptors run once per attempt", grpcio=1, meshrpc=3))
-async def an_interceptor_counts_a_call_to_nobody(world: World):
-    """How often it runs for one call that is refused each time."""
+async def an_interceptor_counts_a_call_that_nobody_executes(world: World):
+    """How often it runs for one call that is refused each time, and says that it may be repeated."""
     seen = []
 
     async def count(continuation, details, request):
         seen.append(request)
         return await continuation(details, request)
 
-    await world.stop_server()
-    await raised(start(world, "unary_unary", count))
+    async def refuse(request, context):
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "", ((NOT_EXECUTED, "1"),))
+
+    await raised(start(world, "unary_unary", count, handler=refuse))
     return len(seen)
 
 

@@ -66,7 +66,7 @@ def seen_states(endpoint):
 
     class Noting:
         outliers = keeper.outliers
-        on_health = keeper.on_health
+        on_admission = keeper.on_admission
 
         def on_state(self, endpoint, before):
             states.append(endpoint.state)

@@ -202,9 +202,7 @@ def _plot(panel: Panel, top: int) -> tuple[list[str], int]:
         x = _n(at_x(tick))
         parts.append(f'<line class="z" x1="{x}" x2="{x}" y1="{below}" y2="{below + 4}"/>')
         parts.append(_text(at_x(tick), below + 18, f"{tick:g}", "m c"))
-    parts.append(
-        f'<line class="z" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{below}" y2="{below}"/>'
-    )
+    parts.append(f'<line class="z" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{below}" y2="{below}"/>')
     parts.append(_text((_LEFT + WIDTH - _RIGHT) / 2, below + 37, panel.x, "m c"))
     middle = (above + below) / 2
     turn = f' transform="rotate(-90 20 {_n(middle)})"'

@@ -22,7 +22,7 @@ from meshrpc.client.probes import Probes
 from meshrpc.policy.model import EffectivePolicy
 from meshrpc.resilience.outcome import CONNECT_FAILED, Outcome, classify
 from meshrpc.resilience.outlier import Admission, OutlierDetector
-from meshrpc.resilience.retry import backoff, may_retry, read_failure
+from meshrpc.resilience.retry import pause_before_retry, read_failure
 from tests.simulation.connection import TRAVEL, Endpoint
 from tests.simulation.engine import Event, Simulation
 from tests.simulation.server import Server, Work
@@ -98,9 +98,7 @@ class Client:
 
     def pick(self, now: float) -> Endpoint | None:
         """Return an endpoint for a first attempt."""
-        probed = self._probes.take(
-            now, lambda _: True, repeatable=self.policy.retry.attempts > 1
-        )
+        probed = self._probes.take(now, lambda _: True, repeatable=self.policy.retry.attempts > 1)
         if probed is not None:
             self.outliers.begin_probe(probed.health, now)
             self._advance_in_time()
@@ -112,10 +110,14 @@ class Client:
         found = self._choices.pick_untried(tried, now, NOTHING_SAID) or self.pick(now)
         if found is not None:
             return found
-        if all(each.state is FAILING for each in self.endpoints):
+        if self.is_unreachable():
             untried = [each for each in self.endpoints if each not in tried]
             return self.rng.choice(untried or self.endpoints)
         return None
+
+    def is_unreachable(self) -> bool:
+        """Return whether connecting has failed to every server."""
+        return all(endpoint.state is FAILING for endpoint in self.endpoints)
 
     def wait(self, look_again: Callable[[], None]) -> None:
         """Call back once when an endpoint has changed."""
@@ -130,10 +132,10 @@ class Client:
             endpoint.was_unreachable = False
         self._rebuild()
 
-    def on_health(self, endpoint: Endpoint, before: Admission) -> None:
-        """Take note that an endpoint was ejected, is back, or is spared, or is no more."""
+    def on_admission(self, endpoint: Endpoint) -> None:
+        """Take note that an endpoint was ejected, or is back."""
         health, now = endpoint.health, self.sim.now
-        if health.admission is Admission.ADMITTED and before is not Admission.ADMITTED:
+        if health.admission is Admission.ADMITTED:
             endpoint.warm_up(now, self.policy.slow_start.window)
         elif health.admission is Admission.EJECTED and health.ejected_until is not None:
             self.ejections.append(Ejection(endpoint.id, now, health.ejected_until))
@@ -193,21 +195,25 @@ class Call:
     def on_attempt_done(self, attempt: Attempt) -> None:
         """Start another attempt where one is due; otherwise the call is over."""
         client, now = self._client, self._sim.now
-        retry, attempts = client.policy.retry, len(self._tried)
         if attempt.code is OK:
             self._end(attempt.code)
             return
         failure = read_failure(
             attempt.code, attempt.details, attempt.trailers, timed_out=attempt.timed_out
         )
-        if not may_retry(retry, failure, attempts=attempts, idempotent=True):
+        wait = pause_before_retry(
+            client.policy.retry,
+            failure,
+            attempts=len(self._tried),
+            idempotent=True,
+            remaining=self._deadline - now,
+            rng=client.rng,
+        )
+        is_hopeless = failure.not_sent and client.is_unreachable()
+        if is_hopeless or wait is None or not client.admission.budget.withdraw(now):
             self._end(attempt.code)
-            return
-        wait = backoff(retry.backoff, failure, retry=attempts, rng=client.rng)
-        if now + wait >= self._deadline or not client.admission.budget.withdraw(now):
-            self._end(attempt.code)
-            return
-        self._sim.after(wait, self._go_on)
+        else:
+            self._sim.after(wait, self._go_on)
 
     def _go_on(self) -> None:
         if self._is_over:

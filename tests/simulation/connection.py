@@ -16,7 +16,7 @@ import grpc
 from meshrpc.balancer.peak_ewma import PeakEwma
 from meshrpc.client.endpoint import FAILING, READY
 from meshrpc.resilience.outcome import Outcome
-from meshrpc.resilience.outlier import Admission, Health, OutlierDetector
+from meshrpc.resilience.outlier import Health, OutlierDetector
 from tests.simulation.engine import Event, Simulation
 from tests.simulation.server import Server, State
 
@@ -53,7 +53,7 @@ class Keeper(Protocol):
 
     def on_state(self, endpoint: Endpoint, before: grpc.ChannelConnectivity) -> None: ...
 
-    def on_health(self, endpoint: Endpoint, before: Admission) -> None: ...
+    def on_admission(self, endpoint: Endpoint) -> None: ...
 
 
 class Endpoint:
@@ -118,9 +118,8 @@ class Endpoint:
         self._latency.pending -= 1
         del self._attempts[attempt]
         self._latency.learn(outcome, latency, now)
-        before = self.health.admission
         if self._keeper.outliers.record(self.health, generation, outcome, now):
-            self._keeper.on_health(self, before)
+            self._keeper.on_admission(self)
 
     def warm_up(self, now: float, window: float) -> None:
         """Begin a slow start; what was learned of its latency before is forgotten."""

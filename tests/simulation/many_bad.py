@@ -54,6 +54,7 @@ class ManyBad:
     most_ejected: int
     """Instances that were out at the same time."""
 
+
 def run(policy: EffectivePolicy, bad: int, *, seed: int) -> ManyBad:
     """Let `bad` of ten instances fail from the beginning."""
     sim = Simulation(seed)

@@ -126,7 +126,11 @@ def _calling(sim: Simulation, client: Client, *, chain_stop: bool) -> Handler:
 def chart(seed: int = 1, rate: float = 20.0, until: float = 40.0) -> Chart:
     """Draw what comes to the last service as one means after the other is taken in."""
     runs = (
-        ("3 attempts at each layer", "bare", run(NAIVE, rate, seed=seed, chain_stop=False, until=until)),
+        (
+            "3 attempts at each layer",
+            "bare",
+            run(NAIVE, rate, seed=seed, chain_stop=False, until=until),
+        ),
         ("and a budget", "else", run(NO_THROTTLE, rate, seed=seed, chain_stop=False, until=until)),
         ("and chain-stop", "more", run(NO_THROTTLE, rate, seed=seed, until=until)),
         ("and a throttle: the defaults", "ours", run(ALL, rate, seed=seed, until=until)),

@@ -555,30 +555,48 @@ def test_a_failed_probe_without_a_free_slot_is_followed_by_another():
     assert back.admission is PROBATION
 
 
-def test_who_fails_time_after_time_beyond_the_cap_is_spared_until_its_next_success():
-    """It is told once that it is, and once that it is no more."""
-    outliers, (first, second, *_) = detector(members=4)
-    eject(outliers, first)
-    for _ in range(4):
-        assert not tell(outliers, second, FAILURE)
-    assert tell(outliers, second, FAILURE)
-    assert second.is_spared
-    assert second.admission is ADMITTED
-    assert not tell(outliers, second, FAILURE, times=3)
-    assert tell(outliers, second, SUCCESS)
-    assert not second.is_spared
-    assert not tell(outliers, second, SUCCESS)
+def busy(outliers, healths, successes, failures, now=0.0):
+    """Give each of them outcomes that eject nobody: most others of nobody do well meanwhile."""
+    for health in healths:
+        health.window.add(now, successes + failures, successes)
 
 
-def test_a_spared_endpoint_is_ejected_at_its_next_failure_when_a_slot_is_free():
-    """And counts as ejected then, no longer as spared."""
-    outliers, (first, second, *_) = detector(members=4)
-    eject(outliers, first)
-    tell(outliers, second, FAILURE, times=6)
-    outliers.remove(first)
-    assert tell(outliers, second, FAILURE)
-    assert second.admission is EJECTED
-    assert not second.is_spared
+@pytest.mark.parametrize(("bad", "ejected"), [(4, False), (3, False), (2, True), (1, True)])
+def test_what_most_do_alike_is_no_outlier(bad, ejected):
+    """Of four others at least half do well, or nobody is ejected: an overload would last."""
+    outliers, (one, *others) = detector(5)
+    busy(outliers, others[:bad], successes=7, failures=3)
+    busy(outliers, others[bad:], successes=8, failures=2)
+    assert tell(outliers, one, FAILURE, times=5) is ejected
+
+
+def test_others_that_were_hardly_asked_do_well():
+    """Nothing speaks against them."""
+    outliers, (one, *others) = detector(5)
+    busy(outliers, others, successes=0, failures=4)
+    assert tell(outliers, one, FAILURE, times=5)
+
+
+def test_how_the_others_do_is_asked_once_a_second():
+    """There may be a thousand of them, and a failure each millisecond."""
+    outliers, (one, *others) = detector(5)
+    busy(outliers, others, successes=0, failures=10)
+    assert not tell(outliers, one, FAILURE, times=5)
+    for health in others:
+        health.window.clear()
+    assert not tell(outliers, one, FAILURE, now=0.9)
+    assert tell(outliers, one, FAILURE, now=1.0)
+
+
+def test_a_failed_probe_readmits_when_the_others_do_no_better():
+    """It is no worse than they are, and may be the first that works again."""
+    outliers, (one, *others) = detector(5)
+    eject(outliers, one)
+    at = serve(outliers, one)
+    busy(outliers, others, successes=0, failures=10, now=at)
+    outliers.begin_probe(one, at)
+    assert tell(outliers, one, FAILURE, at)
+    assert one.admission is ADMITTED
 
 
 def test_a_removed_endpoint_frees_its_slot():

@@ -56,10 +56,11 @@ class Endpoint:
         return len(self.outcomes) - (succeeded[-1] + 1 if succeeded else 0)
 
     def is_bad(self, policy, now):
+        return self.row() >= policy.consecutive_failures or not self.does_well(policy, now)
+
+    def does_well(self, policy, now):
         recent = [ok for second, ok in self.outcomes if second > int(now) - 10]
-        return self.row() >= policy.consecutive_failures or (
-            len(recent) >= 5 and sum(recent) / len(recent) < policy.success_rate_below
-        )
+        return len(recent) < 5 or sum(recent) >= policy.success_rate_below * len(recent)
 
     def take_steps_back(self, now):
         self.steps = max(0, self.steps - int((now - self.clean_since) // 10))
@@ -78,6 +79,7 @@ class OutlierMachine(RuleBasedStateMachine):
         self.policy = policy
         self.outliers = OutlierDetector(policy, random.Random(seed))
         self.now = 0.0
+        self.asked_until, self.well = 0.0, set()
         self.members, self.gone, self.attempts = [], [], []
         self.bereft = False  # by removal, nobody is left who is admitted
         self.ejected_before = 0
@@ -95,6 +97,13 @@ class OutlierMachine(RuleBasedStateMachine):
 
     def others_admitted(self, endpoint):
         return any(each is not endpoint for each in self.admitted())
+
+    def others_do_well(self, endpoint):
+        if self.now >= self.asked_until:
+            self.asked_until = self.now + 1.0
+            self.well = {each for each in self.admitted() if each.does_well(self.policy, self.now)}
+        others = sum(each is not endpoint for each in self.admitted())
+        return 2 * len(self.well - {endpoint}) >= others
 
     # What the model expects.
 
@@ -125,6 +134,7 @@ class OutlierMachine(RuleBasedStateMachine):
             endpoint.clean_since = self.now
             if (
                 not endpoint.is_bad(self.policy, self.now)
+                or not self.others_do_well(endpoint)
                 or not self.others_admitted(endpoint)
                 or len(self.ejected()) >= self.cap()
             ):
@@ -133,7 +143,10 @@ class OutlierMachine(RuleBasedStateMachine):
             return True
         if endpoint.admission is not PROBING:
             return False
-        if outcome in (Outcome.SUCCESS, Outcome.IGNORED):
+        is_failure = outcome is Outcome.FAILURE
+        if outcome in (Outcome.SUCCESS, Outcome.IGNORED) or (
+            is_failure and not self.others_do_well(endpoint)
+        ):
             endpoint.admission = ADMITTED
             endpoint.generation += 1
             endpoint.by_ejection = False
@@ -141,7 +154,7 @@ class OutlierMachine(RuleBasedStateMachine):
             endpoint.clean_since = self.now
             endpoint.ends = None
         elif (
-            outcome is Outcome.FAILURE
+            is_failure
             and self.others_admitted(endpoint)
             and (endpoint.by_ejection or len(self.ejected()) < self.cap())
         ):
@@ -152,18 +165,8 @@ class OutlierMachine(RuleBasedStateMachine):
         return True
 
     def record(self, endpoint, generation, outcome):
-        health = endpoint.health
-        was_spared = health.is_spared
-        changed = self.outliers.record(health, generation, outcome, self.now)
-        moved = self.expect(endpoint, generation, outcome)
-        assert changed is (moved or health.is_spared is not was_spared)
-        counted = generation == endpoint.generation and endpoint in self.members
-        if outcome is Outcome.FAILURE and counted and endpoint.admission is ADMITTED:
-            fails = endpoint.row() >= self.policy.consecutive_failures
-            assert health.is_spared is fails
-        if health.is_spared:
-            assert endpoint.admission is ADMITTED
-            assert endpoint.row() > 0
+        changed = self.outliers.record(endpoint.health, generation, outcome, self.now)
+        assert changed is self.expect(endpoint, generation, outcome)
 
     # What happens.
 
