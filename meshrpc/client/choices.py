@@ -16,7 +16,8 @@ from meshrpc.balancer.peak_ewma import TwoChoicesPicker
 from meshrpc.client.call_options import NOTHING_SAID, CallOptions
 from meshrpc.client.endpoint import READY, Endpoint
 from meshrpc.policy.model import EffectivePolicy
-from meshrpc.resilience.outlier import Admission, OutlierDetector
+from meshrpc.resilience.health import Admission
+from meshrpc.resilience.outlier import OutlierDetector
 from meshrpc.resilience.slow_start import share
 
 _PICKS = 3

@@ -28,8 +28,8 @@ from meshrpc.policy.model import EffectivePolicy
 from meshrpc.policy.table import PolicyTable
 from meshrpc.registry.instance import Instance, State
 from meshrpc.registry.registry import Registry, Snapshot, Watch
+from meshrpc.resilience.health import Admission
 from meshrpc.resilience.hedge import Hedges
-from meshrpc.resilience.outlier import Admission
 
 CLOSE_GRACE = 30.0
 """Seconds that calls under way get to end when their instance leaves the registry."""

@@ -16,7 +16,8 @@ from meshrpc.client.endpoint import Endpoint
 from meshrpc.client.probes import Probes
 from meshrpc.clock import Clock
 from meshrpc.policy import model
-from meshrpc.resilience.outlier import Admission, OutlierDetector
+from meshrpc.resilience.health import Admission
+from meshrpc.resilience.outlier import OutlierDetector
 
 _log = logging.getLogger("meshrpc.client")
 

@@ -25,8 +25,9 @@ from meshrpc.client import options
 from meshrpc.client.method import Method
 from meshrpc.metadata import checked
 from meshrpc.registry.instance import Instance
+from meshrpc.resilience.health import Health
 from meshrpc.resilience.outcome import Outcome
-from meshrpc.resilience.outlier import Health, OutlierDetector
+from meshrpc.resilience.outlier import OutlierDetector
 from meshrpc.settings import parse_address
 
 READY = grpc.ChannelConnectivity.READY

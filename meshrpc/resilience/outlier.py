@@ -2,25 +2,22 @@
 
 Judged at each failure, not on a sweep: by failures in a row (Envoy), by the success rate of the
 last seconds against a floor (Linkerd) and against the other endpoints (gRFC A50); but only while
-most others do well. Ejections are capped, never take the last endpoint, grow while it flaps, and end with one real call as a probe
-(Linkerd). A result counts only towards the generation it began in, so that a late answer from
-before an ejection changes nothing. Who sends the probe and what panicking means is the caller's.
+most others do well. Ejections are capped, never take the last endpoint, grow while it flaps, and
+end with one real call as a probe (Linkerd). A result counts only towards the generation it began
+in, so that a late answer from before an ejection changes nothing. Who sends the probe and what
+panicking means is the caller's.
 """
 
 from __future__ import annotations
 
-import enum
 import math
 import random
 
 from meshrpc.policy import model
 from meshrpc.resilience import ejection
+from meshrpc.resilience.health import WINDOW, Admission, Health
 from meshrpc.resilience.outcome import Outcome
 from meshrpc.resilience.success_rates import EVERY, FEWEST_COMPARED, Comparison
-from meshrpc.resilience.window import Window
-
-WINDOW = 10.0
-"""Seconds that success rates reach back, and that must be clean to take one step back."""
 
 FEWEST_OUTCOMES = 5
 """A success rate of fewer says nothing."""
@@ -29,59 +26,9 @@ PROBE_WITHIN = 10.0
 """Seconds after which a probe that has not ended is given up, and another one offered."""
 
 
-class Admission(enum.Enum):
-    """Whether an endpoint gets calls."""
-
-    ADMITTED = "admitted"
-    EJECTED = "ejected"
-    PROBATION = "probation"
-    """Its time is served: it waits for a call to be its probe."""
-    PROBING = "probing"
-    """That call is under way."""
-
-
 # Read at every attempt's end; a global is found faster than a member of an enum.
 _ADMITTED = Admission.ADMITTED
 _SUCCESS = Outcome.SUCCESS
-
-
-class Health:
-    """What is known of one endpoint. Read by anybody, written by its `OutlierDetector` alone."""
-
-    __slots__ = (
-        "admission",
-        "cause",
-        "clean_since",
-        "consecutive",
-        "ejected_until",
-        "generation",
-        "holds_slot",
-        "multiplier",
-        "probe_until",
-        "window",
-    )
-
-    def __init__(self) -> None:
-        self.admission = Admission.ADMITTED
-        self.generation = 0
-        """Changes at each ejection, start of a probe and readmission, and when it leaves."""
-        self.ejected_until: float | None = None
-        self.cause = ""
-        """For people: why it is not admitted."""
-        self.consecutive = 0
-        """Failures in a row."""
-        self.window = Window(WINDOW)
-        self.multiplier = 0
-        """How many times the base its last ejection lasted, less the steps taken back since."""
-        self.clean_since = 0.0
-        """Of the interval without a failure that will take the next step back."""
-        self.holds_slot = False
-        """It is away by an ejection, not by a reconnection: it counts against the cap."""
-        self.probe_until: float | None = None
-
-    def __repr__(self) -> str:
-        cause = f": {self.cause}" if self.cause else ""
-        return f"<Health {self.admission.value}, generation {self.generation}{cause}>"
 
 
 class OutlierDetector:

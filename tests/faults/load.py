@@ -23,7 +23,7 @@ import grpc.aio
 import meshrpc
 from meshrpc.client.endpoint import Endpoint
 from meshrpc.policy.model import EffectivePolicy
-from meshrpc.resilience.outlier import Admission
+from meshrpc.resilience.health import Admission
 from tests.faults.methods import GET, PUT
 
 DEADLINE = 1.0

@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 import meshrpc
-from meshrpc.resilience.outlier import Admission
+from meshrpc.resilience.health import Admission
 from meshrpc.testing import refuse
 from services.payment.v1 import payment_pb2, payment_pb2_grpc
 from tests.echo import ready
@@ -29,7 +29,8 @@ class Payment:
     def __init__(self, mesh, script):
         self.mesh = mesh
         self.script = script
-        self._get = payment_pb2_grpc.PaymentServiceStub(mesh.channel("payment")).GetPayment
+        self.channel = mesh.channel("payment")
+        self._get = payment_pb2_grpc.PaymentServiceStub(self.channel).GetPayment
 
     async def call(self, count=1, **options):
         """Make calls one after another; return their status codes."""
@@ -58,7 +59,7 @@ async def payment(local_mesh):
     script.answer("GetPayment", payment_pb2.Payment(id="p-1"))
     local_mesh.policy(ROUND_ROBIN)
     payment = Payment(local_mesh, script)
-    await ready(local_mesh.channel("payment"), 4)
+    await ready(payment.channel, 4)
     return payment
 
 

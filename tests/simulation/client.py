@@ -20,8 +20,9 @@ from meshrpc.client.choices import Choices
 from meshrpc.client.endpoint import FAILING, READY
 from meshrpc.client.probes import Probes
 from meshrpc.policy.model import EffectivePolicy
+from meshrpc.resilience.health import Admission
 from meshrpc.resilience.outcome import CONNECT_FAILED, Outcome, classify
-from meshrpc.resilience.outlier import Admission, OutlierDetector
+from meshrpc.resilience.outlier import OutlierDetector
 from meshrpc.resilience.retry import pause_before_retry, read_failure
 from tests.simulation.connection import TRAVEL, Endpoint
 from tests.simulation.engine import Event, Simulation

@@ -15,8 +15,9 @@ import grpc
 
 from meshrpc.balancer.peak_ewma import PeakEwma
 from meshrpc.client.endpoint import FAILING, READY
+from meshrpc.resilience.health import Health
 from meshrpc.resilience.outcome import Outcome
-from meshrpc.resilience.outlier import Health, OutlierDetector
+from meshrpc.resilience.outlier import OutlierDetector
 from tests.simulation.engine import Event, Simulation
 from tests.simulation.server import Server, State
 

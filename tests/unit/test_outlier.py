@@ -5,8 +5,9 @@ import random
 import pytest
 
 from meshrpc.policy.model import Outlier
+from meshrpc.resilience.health import Admission, Health
 from meshrpc.resilience.outcome import Outcome
-from meshrpc.resilience.outlier import Admission, Health, OutlierDetector
+from meshrpc.resilience.outlier import OutlierDetector
 from meshrpc.resilience.success_rates import Comparison
 
 SUCCESS, FAILURE = Outcome.SUCCESS, Outcome.FAILURE

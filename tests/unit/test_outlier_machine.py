@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from meshrpc.policy.model import Outlier
+from meshrpc.resilience.health import Admission, Health
 from meshrpc.resilience.outcome import Outcome
-from meshrpc.resilience.outlier import Admission, Health, OutlierDetector
+from meshrpc.resilience.outlier import OutlierDetector
 
 ADMITTED, EJECTED = Admission.ADMITTED, Admission.EJECTED
 PROBATION, PROBING = Admission.PROBATION, Admission.PROBING
