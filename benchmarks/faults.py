@@ -85,7 +85,11 @@ def failing_leaf(fleet: Any, rig: Rig, rate: float) -> Any:  # noqa: ARG001 - as
 
 
 SCENARIOS = (
-    scenario("killed", "kill -9 of one", on(scenarios.kill_one)),
+    scenario(
+        "killed",
+        "kill -9 of one, ten times, one after the other",
+        on(scenarios.kill_in_turn),
+    ),
     scenario(
         "flapping", "one killed and started, 2 s down, 2 s up, three times", on(scenarios.flap_one)
     ),

@@ -50,6 +50,18 @@ async def kill_one(fleet, *, dead=2.5, **options):
     return run
 
 
+async def kill_in_turn(fleet, *, times=10, dead=0.5, alive=0.3, **options):
+    """One after the other is killed, and started again before the next one is."""
+    async with _faulty(fleet, **options) as run:
+        for number in range(times):
+            victim = fleet[number % len(fleet.victims)]
+            victim.kill()
+            await asyncio.sleep(dead)
+            await victim.start()
+            await asyncio.sleep(alive)
+    return run
+
+
 async def freeze_one(fleet, *, frozen=5.0, after=3.0, until=None, **options):
     """One process is stopped, and goes on later."""
     async with _faulty(fleet, **options) as run:

@@ -98,6 +98,20 @@ async def test_a_service_that_nobody_can_reach_is_tried_once_a_call(local_mesh, 
         assert len(call._tried) == 1
 
 
+async def test_retries_end_where_the_budget_does(local_mesh, payment, get):
+    """Ten are saved; with nothing earned, the calls after those have one attempt each."""
+    local_mesh.policy("""
+        schema: meshrpc.policy/v1
+        service: payment
+        retry_budget: {ratio: 0%, min_per_second: 0}
+    """)
+    payment.fail("GetPayment", UNAVAILABLE)
+    for _ in range(30):
+        await local_mesh.clock.run(get(REQUEST).code())
+        await local_mesh.clock.advance(0.2)
+    assert len(payment.calls()) == 30 + 10
+
+
 async def test_an_open_circuit_breaker_refuses_at_once(local_mesh, payment, get):
     """Three calls under way are enough here; the fourth is not sent."""
     local_mesh.policy(LIMITED)

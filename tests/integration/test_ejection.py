@@ -1,5 +1,6 @@
 """Instances that fail more than they should, as their callers see them: on a virtual clock."""
 
+import asyncio
 import logging
 
 import grpc
@@ -7,7 +8,7 @@ import pytest
 
 import meshrpc
 from meshrpc.resilience.health import Admission
-from meshrpc.testing import refuse
+from meshrpc.testing import Failure, refuse
 from services.payment.v1 import payment_pb2, payment_pb2_grpc
 from tests.echo import ready
 
@@ -123,6 +124,36 @@ async def test_only_one_probe_is_under_way_at_a_time(payment):
     await payment.script[2].received(before + 1)
     assert [await clock.run(call.code()) for call in calls] == [grpc.StatusCode.OK] * 20
     assert len(payment.script[2].calls()) == before + 1
+
+
+async def test_a_late_answer_from_before_an_ejection_is_not_taken_for_that_of_the_probe(payment):
+    """The call hung while the instance was ejected and its time served; then it fails."""
+    clock = payment.mesh.clock
+    go_on, answer = asyncio.Event(), asyncio.Event()
+
+    async def hang(request):
+        await go_on.wait()
+        return Failure(grpc.StatusCode.INTERNAL, "late")
+
+    async def probed(request):
+        await answer.wait()
+        return payment_pb2.Payment(id="p-1")
+
+    refusal = Failure(UNAVAILABLE, "no")
+    payment.script[2].answer("GetPayment", hang, *[refusal] * 5, probed)
+    late = [payment._get(REQUEST) for _ in range(4)]  # one of them goes there
+    await payment.script[2].received(1)
+    await payment.call(40)
+    assert payment.health(2).admission is Admission.EJECTED
+    await clock.advance(5.1)
+    probe = payment._get(REQUEST)
+    await payment.script[2].received(7)
+    go_on.set()
+    assert grpc.StatusCode.INTERNAL in [await clock.run(call.code()) for call in late]
+    assert payment.health(2).admission is Admission.PROBING
+    answer.set()
+    assert await clock.run(probe.code()) is grpc.StatusCode.OK
+    assert payment.health(2).admission is Admission.ADMITTED
 
 
 async def test_a_probe_that_its_user_cancels_is_followed_by_another(payment):

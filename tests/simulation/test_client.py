@@ -4,14 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from meshrpc.policy.model import CircuitBreaker, EffectivePolicy, Retry
+from meshrpc.policy.model import (
+    Balancer,
+    BalancerKind,
+    CircuitBreaker,
+    EffectivePolicy,
+)
 from tests.simulation.client import DEADLINE_EXCEEDED, OK, UNAVAILABLE, Client
 from tests.simulation.connection import FOUND_FROZEN, LONGEST_BACKOFF
 from tests.simulation.engine import Simulation
 from tests.simulation.server import Server, State
 
 POLICY = EffectivePolicy("payment")
-ONCE = replace(POLICY, retry=Retry(attempts=1))
 
 
 def fleet(count=2, policy=POLICY, service_time=0.01):
@@ -114,19 +118,25 @@ def test_a_handler_that_passes_a_failure_on_is_not_asked_again():
 
 
 def test_an_ejected_endpoint_comes_back_by_one_probe():
-    """Five failures, five seconds without calls, one call; then its share again."""
-    sim, servers, client = fleet(policy=ONCE)
-    servers[0].set_state(State.FAILING)
-    # Two choices of two: the failing one is drawn with the other and loses, so it is asked directly.
-    servers[1].set_state(State.DEAD)
-    for _ in range(20):
-        calling(client)
-        sim.run(sim.now + 0.1)
-    assert client.ejections == []  # never the last one
-    servers[1].set_state(State.UP)
-    sim.run(5.0)
-    servers[0].set_state(State.UP)
-    for _ in range(400):
-        calling(client)
-        sim.run(sim.now + 0.1)
-    assert servers[0].worked > 50
+    """Five failures, five seconds without a call, one call that fails; nine seconds, one that does not."""
+    turns = replace(POLICY, balancer=Balancer(BalancerKind.ROUND_ROBIN))
+    sim, servers, client = fleet(policy=turns)
+    bad = servers[0]
+    bad.set_state(State.FAILING)
+
+    def call_for(seconds):
+        before = bad.arrived
+        for _ in range(round(seconds * 10)):
+            calling(client)
+            sim.run(sim.now + 0.1)
+        return bad.arrived - before
+
+    assert call_for(2.0) == 5
+    assert client.ejections[0].at < 1.1
+    sim.run(client.ejections[0].until - 0.1)
+    assert call_for(0.3) == 1
+    bad.set_state(State.UP)
+    sim.run(client.ejections[1].until - 0.1)
+    assert call_for(0.2) == 1
+    assert call_for(40.0) > 100  # slow start lasts 30 s; its full share would be 200
+    assert len(client.ejections) == 2

@@ -66,6 +66,7 @@ def run(
     *,
     seed: int,
     fault: State = State.FAILING,
+    instances: int = INSTANCES,
     capacity: float = 1.4,
     apart: float = 10.0,
     until: float = 80.0,
@@ -77,6 +78,7 @@ def run(
         rate: calls per second.
         seed: of all randomness.
         fault: what happens to the instances.
+        instances: how many there are.
         capacity: what one instance can do, as a part of `rate`.
         apart: seconds between one instance that recovers and the next.
         until: when the last call is made.
@@ -84,7 +86,7 @@ def run(
     sim = Simulation(seed)
     slots = max(1, round(rate * capacity * SERVICE_TIME))
     servers = [
-        Server(sim, f"payment-{n}", slots / (rate * capacity), slots) for n in range(INSTANCES)
+        Server(sim, f"payment-{n}", slots / (rate * capacity), slots) for n in range(instances)
     ]
     client = Client(sim, "caller", servers, policy)
     calls: list[Ended] = []

@@ -1,0 +1,202 @@
+"""Bugs that somebody could make tomorrow, each with the tests that must fail for it.
+
+A bug is a text that stands once in a file, and what it becomes. `tests/e2e/test_seeded_bugs.py`
+makes them one at a time in a copy of the project.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bug:
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+RETRY = "tests/unit/test_retry.py tests/unit/test_retry_machine.py"
+OUTLIER = "tests/unit/test_outlier.py tests/unit/test_outlier_machine.py"
+EJECTION = "tests/integration/test_ejection.py"
+ADMISSION = "tests/integration/test_admission_control.py"
+THROTTLE = "tests/unit/test_throttle.py tests/unit/test_throttle_machine.py"
+CALLS = "tests/integration/test_calls.py tests/integration/test_client.py"
+
+BUGS = (
+    Bug(
+        "the budget counts a retry late",
+        "meshrpc/resilience/retry_budget.py",
+        "        if self._tokens < 1.0:\n            return False\n",
+        "        if self._tokens < 0.0:\n            return False\n",
+        RETRY,
+    ),
+    Bug(
+        "retries are made whatever the budget says",
+        "meshrpc/client/logical_call.py",
+        "        if not destination.control.budget.withdraw(now):\n            return False\n",
+        "        destination.control.budget.withdraw(now)\n",
+        ADMISSION,
+    ),
+    Bug(
+        "a call that is cancelled stays in flight",
+        "meshrpc/client/logical_call.py",
+        "        if not self._is_counted:\n            return\n",
+        "        if not self._is_counted or self._cancel_asked:\n            return\n",
+        ADMISSION,
+    ),
+    Bug(
+        "a stream that is forgotten stays in flight",
+        "meshrpc/client/call.py",
+        "            if self._is_counted:\n",
+        "            if self._is_counted and under_way is None:\n",
+        ADMISSION,
+    ),
+    Bug(
+        "the circuit breaker lets one too many through",
+        "meshrpc/resilience/circuit_breaker.py",
+        "        if self.in_flight >= self._limit:\n",
+        "        if self.in_flight > self._limit:\n",
+        "tests/unit/test_circuit_breaker.py",
+    ),
+    Bug(
+        "the fifth failure in a row does not eject",
+        "meshrpc/resilience/outlier.py",
+        "        if health.consecutive >= self._policy.consecutive_failures:\n",
+        "        if health.consecutive > self._policy.consecutive_failures:\n",
+        OUTLIER,
+    ),
+    Bug(
+        "a late answer from before an ejection counts",
+        "meshrpc/resilience/outlier.py",
+        "        if generation != health.generation:\n            return False\n",
+        "",
+        OUTLIER,
+    ),
+    Bug(
+        "attempts do not remember when they began",
+        "meshrpc/client/endpoint.py",
+        "record(self.health, generation, outcome, now)",
+        "record(self.health, self.health.generation, outcome, now)",
+        EJECTION,
+    ),
+    Bug(
+        "the last endpoint may be ejected",
+        "meshrpc/resilience/outlier.py",
+        "        return admitted > (health.admission is Admission.ADMITTED)\n",
+        "        return True\n",
+        OUTLIER,
+    ),
+    Bug(
+        "a probe that was cancelled is the last one",
+        "meshrpc/resilience/outlier.py",
+        "        else:\n            _offer_probe(health)\n",
+        "        else:\n            return False\n",
+        f"{OUTLIER} {EJECTION}",
+    ),
+    Bug(
+        "every call is a probe while one is due",
+        "meshrpc/client/probes.py",
+        "                del self._since[endpoint]\n",
+        "",
+        EJECTION,
+    ),
+    Bug(
+        "what all do alike is an outlier",
+        "meshrpc/resilience/outlier.py",
+        "        if cause is None or not self._others_work(health, now) or not",
+        "        if cause is None or not",
+        OUTLIER,
+    ),
+    Bug(
+        "the throttle may refuse everything",
+        "meshrpc/resilience/throttle.py",
+        "max(0.0, min(excess, self._policy.max_rejected))",
+        "max(0.0, min(excess, 1.0))",
+        THROTTLE,
+    ),
+    Bug(
+        "calls refused here are not counted as wanted",
+        "meshrpc/resilience/throttle.py",
+        "            self._window.add(now, 1, 0)\n            return False\n",
+        "            return False\n",
+        THROTTLE,
+    ),
+    Bug(
+        "a call that must not be repeated is repeated",
+        "meshrpc/resilience/retry.py",
+        "    if not (idempotent or failure.not_executed):\n        return False\n",
+        "",
+        RETRY,
+    ),
+    Bug(
+        "a server that says not to come back is not heard",
+        "meshrpc/resilience/retry.py",
+        "    if failure.pushback is not None and failure.pushback < 0:\n        return False\n",
+        "",
+        RETRY,
+    ),
+    Bug(
+        "an attempt is planned for when the deadline has passed",
+        "meshrpc/resilience/retry.py",
+        "remaining is None or wait < remaining",
+        "remaining is None or wait <= remaining",
+        RETRY,
+    ),
+    Bug(
+        "the same endpoint is tried again",
+        "meshrpc/client/destination.py",
+        "self._choices.pick_untried(tried, now, options) or self.pick(now, options)",
+        "self.pick(now, options)",
+        CALLS,
+    ),
+    Bug(
+        "a failure further down is tried again by everybody above",
+        "meshrpc/client/logical_call.py",
+        "            self._serving.dependency_failed = True\n",
+        "            pass\n",
+        ADMISSION,
+    ),
+    Bug(
+        "what came back has its full share at once",
+        "meshrpc/resilience/slow_start.py",
+        "min(1.0, max(LEAST, 1.0 - (warm_at - now) / window))",
+        "1.0",
+        EJECTION,
+    ),
+    Bug(
+        "one stray failure costs an endpoint its calls for most of a minute",
+        "meshrpc/balancer/peak_ewma.py",
+        "FAILURE_DECAY = 1.0\n",
+        "FAILURE_DECAY = 10.0\n",
+        "tests/unit/test_balancer.py",
+    ),
+    Bug(
+        "certificates that are wrong are tried again and again",
+        "meshrpc/client/logical_call.py",
+        "        if failure.not_sent and destination.is_unreachable(self._said):\n",
+        "        if False:\n",
+        "tests/integration/test_trust.py tests/integration/test_admission_control.py",
+    ),
+    Bug(
+        "nobody says that a call may have been executed",
+        "meshrpc/resilience/retry.py",
+        "broken=unavailable and not not_executed and _BROKEN.search(details) is not None,",
+        "broken=False,",
+        "tests/integration/test_not_executed.py",
+    ),
+    Bug(
+        "the loser of a hedge runs on",
+        "meshrpc/client/hedging.py",
+        "        if other is not None:\n            other.cancel()\n",
+        "",
+        "tests/integration/test_hedging.py",
+    ),
+    Bug(
+        "work is begun whose deadline has passed",
+        "meshrpc/interceptors/sync_handler.py",
+        "    if not seen.is_active() or (remaining is not None and remaining <= 0):\n",
+        "    if not seen.is_active():\n",
+        "tests/integration/test_late_work.py",
+    ),
+)
