@@ -81,10 +81,10 @@ class Choices:
             endpoint = picker.pick(now, options.hash_key)
             if endpoint.warm_at > now and choice.settled is not None and options.hash_key is None:
                 part = share(endpoint.warm_at, now, self._policy.slow_start.window)
-                other = choice.settled.pick(now)
-                # Never to one that fails: that would take the calls from the one that works.
-                if not other.is_failing and self._rng.random() >= part:
-                    endpoint = other
+                if self._rng.random() >= part:
+                    other = choice.settled.pick(now)
+                    # Never to one that fails: that would take the calls from the one that works.
+                    endpoint = endpoint if other.is_failing else other
             if endpoint.is_ready():
                 return endpoint
         return next((endpoint for endpoint in choice.ready if endpoint.is_ready()), None)
