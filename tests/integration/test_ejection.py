@@ -256,8 +256,9 @@ async def test_an_instance_whose_connection_broke_under_calls_comes_back_by_one_
     assert [await clock.run(call.code()) for call in calls] == [grpc.StatusCode.OK] * 8
     broken.answer("GetPayment", payment_pb2.Payment(id="p-1"))
     broken.heal()
-    await broken.connected()
-    assert payment.health(2).admission is Admission.PROBATION
+    async with asyncio.timeout(10):
+        while payment.health(2).admission is not Admission.PROBATION:
+            await payment.channel.bound().changed()
     assert (await payment.where(1)) == [0, 1, 0, 0]
     assert payment.health(2).admission is Admission.ADMITTED
 
