@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import math
 import os
 import platform
@@ -309,6 +310,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     given = parse()
+    logging.getLogger("meshrpc").addHandler(logging.NullHandler())  # of what is ejected, say
     about = machine(os.getloadavg()[0])
     try:
         rows = play(given)

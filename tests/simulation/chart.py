@@ -132,8 +132,10 @@ def as_svg(chart: Chart) -> str:
         top += height
     return "\n".join(
         (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" '
-            f'width="{WIDTH}" height="{top}" role="img">',
+            (
+                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" '
+                f'width="{WIDTH}" height="{top}" role="img">'
+            ),
             f"<title>{escape(chart.title)}</title>",
             f"<style>{_STYLE}</style>",
             f'<rect class="g" width="{WIDTH}" height="{top}" rx="8"/>',
@@ -234,8 +236,10 @@ def _bars(panel: Panel, top: int) -> tuple[list[str], int]:
         width = bar.value / most * (WIDTH - room - _RIGHT - 70)
         parts += (
             _text(room - 10, y + 17, bar.label, "t e"),
-            f'<rect class="{bar.look}" x="{room}" y="{y}" width="{_n(max(width, 1))}" '
-            f'height="{_BAR - 10}" rx="2" stroke="none"/>',
+            (
+                f'<rect class="{bar.look}" x="{room}" y="{y}" width="{_n(max(width, 1))}" '
+                f'height="{_BAR - 10}" rx="2" stroke="none"/>'
+            ),
             _text(room + width + 8, y + 17, f"{rounded(bar.value):g}", "t b"),
         )
     below = top + 26 + len(panel.bars) * _BAR
