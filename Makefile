@@ -9,7 +9,7 @@ PINS   ?=
 OLDEST := $(shell sed -nE 's/^ *"((grpcio|protobuf)[a-z-]*)>=([0-9.]+)",$$/\1==\3/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest soak lint types proto proto-check bench bench-faults check clean
+.PHONY: help install demo test test-oldest soak lint types proto proto-check bench bench-faults curves check clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ bench: $(STAMP) ## measure what the mesh adds to a call, beside bare grpc.aio
 
 bench-faults: $(STAMP) ## break instances, beside bare grpc.aio, and print what calls became (docs/faults.md)
 	$(BIN)/python -m benchmarks.faults $(ARGS)
+
+curves: $(STAMP) ## draw the curves of docs/simulations.md (ARGS=flapping for one)
+	$(BIN)/python -m tests.simulation.curves $(ARGS)
 
 check: lint types proto-check test ## all that CI runs
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import grpc
 
-from meshrpc import wire
 from meshrpc.client.admission_control import AdmissionControl
 from meshrpc.client.call_options import NOTHING_SAID
 from meshrpc.client.choices import Choices
@@ -21,18 +20,17 @@ from meshrpc.client.endpoint import FAILING, READY
 from meshrpc.client.probes import Probes
 from meshrpc.policy.model import EffectivePolicy
 from meshrpc.resilience.health import Admission
-from meshrpc.resilience.outcome import CONNECT_FAILED, Outcome, classify
+from meshrpc.resilience.outcome import Outcome
 from meshrpc.resilience.outlier import OutlierDetector
 from meshrpc.resilience.retry import pause_before_retry, read_failure
-from tests.simulation.connection import TRAVEL, Endpoint
+from tests.simulation.attempt import Attempt
+from tests.simulation.connection import Endpoint
 from tests.simulation.engine import Event, Simulation
-from tests.simulation.server import Server, Work
+from tests.simulation.server import Server
 
 OK = grpc.StatusCode.OK
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED
-
-_STOP = ((wire.RETRY_PUSHBACK, "-1"),)
 
 
 class Ended(NamedTuple):
@@ -250,62 +248,3 @@ class Call:
         self._client.admission.call_ended(last, now)
         blames = last is not None and last.outcome is Outcome.FAILURE
         self._on_end(Ended(self._start, now, code, len(self._tried), blames))
-
-
-class Attempt:
-    """One try at one endpoint."""
-
-    code: grpc.StatusCode
-    details = ""
-    trailers: wire.Metadata = ()
-    outcome: Outcome
-    timed_out = False
-
-    def __init__(
-        self, call: Call, endpoint: Endpoint, sim: Simulation, until: float, *, bounded: bool
-    ) -> None:
-        self._call = call
-        self._endpoint = endpoint
-        self._sim = sim
-        self._started = sim.now
-        self._generation = endpoint.health.generation
-        self._is_over = False
-        self._work = Work(self._answered, until)
-        endpoint.start(self)
-        if endpoint.is_ready():
-            self._expiry = sim.at(until, self._expire, bounded)
-            sim.after(TRAVEL, endpoint.server.receive, self._work)
-        else:
-            self.details = CONNECT_FAILED
-            self._expiry = sim.after(0.0, self._finish, UNAVAILABLE)
-
-    def broken(self) -> None:
-        """End: the connection did."""
-        self._work.cancelled = True
-        if self._endpoint.is_ready() or not self.details:
-            self.details = "Socket closed"
-            self._finish(UNAVAILABLE)
-
-    def _answered(self, code: grpc.StatusCode, stop: bool) -> None:
-        self._sim.after(TRAVEL, self._arrived, code, stop)
-
-    def _arrived(self, code: grpc.StatusCode, stop: bool) -> None:
-        if stop:
-            self.trailers = _STOP
-        self._finish(code)
-
-    def _expire(self, bounded: bool) -> None:
-        self._work.cancelled = True
-        self.timed_out = bounded
-        self._finish(DEADLINE_EXCEEDED)
-
-    def _finish(self, code: grpc.StatusCode) -> None:
-        if self._is_over:
-            return
-        self._is_over = True
-        self._expiry.cancel()
-        self.code = code
-        self.outcome = classify(code, self.details)
-        now = self._sim.now
-        self._endpoint.finish(self, self.outcome, now - self._started, now, self._generation)
-        self._call.on_attempt_done(self)

@@ -25,7 +25,7 @@ SERVICE_TIME = 0.02
 TIMEOUT = 2.0
 GONE, BACK = 10.0, 20.0
 """When the instance dies and when it is there again."""
-UNTIL = 60.0
+UNTIL = 55.0
 COLDNESS = 9.0
 """How much more a call costs at first, as a multiple of what it costs warm."""
 WARMS_UP = 8.0

@@ -17,7 +17,7 @@ from tests.simulation.engine import Simulation
 from tests.simulation.measure import Points, by_stretch, succeeded
 from tests.simulation.server import Server, State
 
-RATE = 100.0
+RATE = 60.0
 """Calls per second."""
 PERIOD = 10.0
 """Seconds up and down: half of it each."""
@@ -69,14 +69,14 @@ def run(
     return Flapping(calls, client.ejections, bad)
 
 
-def chart(seed: int = 1, until: float = 300.0) -> Chart:
+def chart(seed: int = 1, until: float = 230.0) -> Chart:
     """Draw what each of the means does about it."""
     bare, only_retry = run(BARE, until, seed=seed), run(ONLY_RETRY, until, seed=seed)
     ejecting, full = run(NO_RETRY, until, seed=seed), run(ROUND_ROBIN, until, seed=seed)
     return Chart(
         "flapping",
         "A flapping instance is asked ever less often",
-        "One of four instances fails every call for 5 of every 10 s. Round robin, 100 calls/s.",
+        "One of four instances fails every call for 5 of every 10 s. Round robin, 60 calls/s.",
         (
             Panel(
                 "Calls that fail",

@@ -17,12 +17,12 @@ from tests.simulation.measure import succeeded
 from tests.simulation.server import Server, State
 
 INSTANCES = 10
-RATE = 80.0
+RATE = 40.0
 """Calls per second: too few for instances to be compared with each other (A50 asks for 100 outcomes
 each in 10 s), so that `NEVER` really never ejects."""
 SERVICE_TIME = 0.02
 TIMEOUT = 1.0
-SETTLED, UNTIL = 10.0, 40.0
+SETTLED, UNTIL = 10.0, 30.0
 """Seconds between which is measured: the first ejections are over and done."""
 
 DEFAULT = EffectivePolicy("many")

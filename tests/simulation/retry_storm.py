@@ -54,7 +54,7 @@ def run(
     seed: int,
     instances: int = 1,
     chain_stop: bool = True,
-    until: float = 70.0,
+    until: float = 50.0,
 ) -> Storm:
     """Let `ledger` fail under `rate` calls a second of one caller.
 

@@ -140,3 +140,22 @@ def test_an_ejected_endpoint_comes_back_by_one_probe():
     assert call_for(0.2) == 1
     assert call_for(40.0) > 100  # slow start lasts 30 s; its full share would be 200
     assert len(client.ejections) == 2
+
+
+def test_one_stray_failure_costs_a_server_its_calls_for_seconds_only():
+    """It counts as 5 s of latency, which fades to the others' 10 ms in ln(500) = 6.2 time constants of 1 s."""
+    sim, servers, client = fleet(count=4)
+    sim.arrivals("calls", 100.0, 40.0, lambda: client.call(1.0, lambda _: None))
+    sim.run(10.0)
+    stray = servers[0]
+    before = stray.arrived
+    stray.set_state(State.FAILING)
+    while stray.arrived == before:
+        sim.run(sim.now + 0.001)
+    stray.set_state(State.UP)
+    sim.run(20.0)
+    missed = stray.arrived
+    sim.run(40.0)
+    fair = 100.0 * 20 / len(servers)
+    assert client.ejections == []
+    assert stray.arrived - missed > 0.75 * fair

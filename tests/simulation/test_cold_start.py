@@ -18,7 +18,7 @@ from tests.simulation.cold_start import (
 )
 from tests.simulation.measure import percentile
 
-SEEDS = [1, 2, 3]
+SEEDS = [1, 2]
 
 
 def failures(cold):
@@ -41,18 +41,15 @@ def test_without_slow_start_round_robin_drowns_a_cold_instance(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_with_slow_start_it_keeps_up(seed):
-    """A tenth of its share is 60 % of what it can do cold, so that hardly more waits than is worked on; no call fails."""
+    """A tenth of its share is 60 % of what it can do cold, so that hardly more waits than is worked on.
+
+    No call fails. Its share is below half of a fair one for ten seconds, and fair from the thirtieth on.
+    """
     cold = run(ROUND_ROBIN, seed=seed)
     assert failures(cold) == 0
     # At 60 to 90 % load of two slots more than 15 waiting is below one in a million (0.9^15 = 0.2
     # would be at the worst instant only; the load stays at 90 % for a second or two).
     assert max(waiting for _, waiting in cold.queue) <= SLOTS + 15
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_its_share_grows_to_a_quarter_in_thirty_seconds(seed):
-    """Below half of it for the first ten seconds, all of it from the thirtieth on."""
-    cold = run(ROUND_ROBIN, seed=seed)
     fair = 100 / INSTANCES
     early = [share for at, share in cold.share if BACK + 1 < at <= BACK + 10]
     late = [share for at, share in cold.share if at > BACK + 31]

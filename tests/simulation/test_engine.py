@@ -54,11 +54,11 @@ def test_a_queue_waits_as_long_as_queueing_theory_says():
         begun = sim.now
         server.receive(Work(lambda code, stop: ended.append(sim.now - begun), deadline=1e9))
 
-    sim.arrivals("calls", 80.0, 2000.0, call)
-    sim.run(2100.0)
+    sim.arrivals("calls", 80.0, 1000.0, call)
+    sim.run(1100.0)
     rho, squared_variation = 0.8, 0.25
     wait = rho * (1 + squared_variation) / (2 * (1 - rho)) * 0.01
-    # 160 000 calls, correlated over some hundred calls at this load: 10 % is ample.
+    # 80 000 calls, correlated over some hundred calls at this load: 10 % is ample.
     assert sum(ended) / len(ended) == pytest.approx(wait + 0.01, rel=0.1)
 
 

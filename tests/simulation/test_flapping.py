@@ -6,7 +6,7 @@ from tests.simulation.client import OK
 from tests.simulation.flapping import BARE, NO_RETRY, ONLY_RETRY, ROUND_ROBIN, run
 from tests.simulation.server import State
 
-UNTIL = 240.0
+UNTIL = 150.0
 BASE = ROUND_ROBIN.outlier.base_ejection
 JITTER = 0.2 * BASE
 THRESHOLD = ROUND_ROBIN.outlier.consecutive_failures
@@ -20,7 +20,7 @@ def failures(flapping):
     return sum(call.code is not OK for call in flapping.calls)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_each_ejection_lasts_longer_and_few_attempts_fail(seed):
     """The n-th lasts n x 5 s less at most 1 s of jitter; each costs a probe or five attempts."""
     flapping = run(NO_RETRY, UNTIL, seed=seed)
@@ -28,7 +28,7 @@ def test_each_ejection_lasts_longer_and_few_attempts_fail(seed):
     assert 5 <= len(ejections) <= MOST_EJECTIONS
     for number, each in enumerate(ejections, start=1):
         assert number * BASE - JITTER <= each.until - each.at <= number * BASE
-    # One more: the calls that were under way when the fifth failure came back (25/s x 1.5 ms).
+    # One more: the calls that were under way when the fifth failure came back (15/s x 1.5 ms).
     assert len(flapping.bad) <= (THRESHOLD + 1) * (len(ejections) + 1)
     assert failures(flapping) == len(flapping.bad)
     first, last = (
@@ -38,10 +38,9 @@ def test_each_ejection_lasts_longer_and_few_attempts_fail(seed):
 
 
 @pytest.mark.parametrize("fault", [State.FAILING, State.DEAD])
-@pytest.mark.parametrize("seed", [1, 2])
-def test_with_retries_nobody_notices(seed, fault):
+def test_with_retries_nobody_notices(fault):
     """No call fails, and attempts exceed calls by less than one in a hundred."""
-    flapping = run(ROUND_ROBIN, UNTIL, seed=seed, fault=fault)
+    flapping = run(ROUND_ROBIN, UNTIL, seed=1, fault=fault)
     assert failures(flapping) == 0
     assert sum(call.attempts for call in flapping.calls) < 1.01 * len(flapping.calls)
 

@@ -5,8 +5,8 @@ import pytest
 from meshrpc.resilience.retry_budget import SAVED
 from tests.simulation.retry_storm import ALL, FAILS, NAIVE, NO_THROTTLE, run
 
-SEEDS = [1, 2, 3]
-UNTIL = 70.0
+SEEDS = [1, 2]
+UNTIL = 50.0
 BUDGET = NO_THROTTLE.retry_budget
 
 
@@ -35,13 +35,13 @@ def test_budgets_alone_keep_it_below_what_they_add_up_to(rate, seed):
 def test_with_chain_stop_only_the_last_caller_retries(rate, seed):
     """One budget's worth, whatever the length of the chain: at most 1.2 attempts at the leaf."""
     storm = run(NO_THROTTLE, rate, seed=seed, until=UNTIL)
-    # The number of calls is itself random: by 3 % at 20/s, and the bound is 1.158 there.
+    # The number of calls is itself random: by 3.5 % at 20/s, and the bound is 1.163 there.
     assert storm.amplification <= min(1.2, 1.04 * most_retries(rate, 1))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_more_processes_have_more_budgets(seed):
-    """The second that each may always retry is per process: three of payment at 20/s come to 1.28 at most."""
+    """The second that each may always retry is per process: three of payment at 20/s come to 1.29 at most."""
     storm = run(NO_THROTTLE, 20.0, seed=seed, instances=3, until=UNTIL)
     assert storm.amplification <= 1.04 * most_retries(20.0, 3)
 

@@ -48,7 +48,7 @@ NAIVE = EffectivePolicy(
     outlier=Outlier(consecutive_failures=1_000_000, success_rate_below=0.0),
     circuit_breaker=CircuitBreaker(max_requests=1_000_000),
 )
-"""The same three attempts, and nothing that holds them back."""
+"""The same attempts, and nothing that holds them back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ def run(
     *,
     seed: int,
     fault: State = State.FAILING,
+    fails: float = FAILS,
     instances: int = INSTANCES,
     capacity: float = 1.4,
     apart: float = 10.0,
@@ -78,6 +79,7 @@ def run(
         rate: calls per second.
         seed: of all randomness.
         fault: what happens to the instances.
+        fails: when it does.
         instances: how many there are.
         capacity: what one instance can do, as a part of `rate`.
         apart: seconds between one instance that recovers and the next.
@@ -92,7 +94,7 @@ def run(
     calls: list[Ended] = []
     sim.arrivals("calls", rate, until, lambda: client.call(TIMEOUT, calls.append))
     for number, server in enumerate(servers):
-        sim.at(FAILS, server.set_state, fault)
+        sim.at(fails, server.set_state, fault)
         sim.at(RECOVERS + apart * number, server.set_state, State.UP)
     arrivals = arrivals_by(sim, servers, 1.0, until)
     sim.run(until + TIMEOUT)
@@ -103,13 +105,17 @@ MANY, SPARE, APART = 8, 1.2, 2.5
 """What collapses: instances, how much more than the load they can do together, and the seconds between
 two that come back. One of eight can be missed (1.2 x 7/8 = 1.05), so an ejection is affordable."""
 COLLAPSE_RATE = 300.0
+OUTAGE = 30.0
+"""When all of them fail: ten seconds are enough."""
+SHOWN = 20.0
+"""Where the picture begins."""
 ALL_BACK = RECOVERS + APART * (MANY - 1)
 
 RATES = (20.0, 100.0, 500.0)
 _LOOKS = ("else", "more", "ours")
 
 
-def chart(seed: int = 1, until: float = 80.0) -> Chart:
+def chart(seed: int = 1, until: float = 65.0) -> Chart:
     """Draw an outage and its end at three rates."""
     runs = {rate: run(DEFAULT, rate, seed=seed, until=until) for rate in RATES}
     dead = {rate: run(DEFAULT, rate, seed=seed, until=until, fault=State.DEAD) for rate in RATES}
@@ -117,7 +123,7 @@ def chart(seed: int = 1, until: float = 80.0) -> Chart:
     return Chart(
         "total_failure",
         "When everything fails, nothing gets worse for that",
-        "Four instances fail for 30 s; then one works, and 10, 20 and 30 s later the others. Defaults.",
+        "Four instances fail for 30 s; then one works, and every 10 s one more. Defaults.",
         (
             Panel(
                 "They answer UNAVAILABLE: calls that succeed",
@@ -156,6 +162,7 @@ def collapse(policy: EffectivePolicy, *, seed: int, until: float) -> TotalFailur
         policy,
         COLLAPSE_RATE,
         seed=seed,
+        fails=OUTAGE,
         instances=MANY,
         capacity=SPARE / MANY,
         apart=APART,
@@ -163,24 +170,28 @@ def collapse(policy: EffectivePolicy, *, seed: int, until: float) -> TotalFailur
     )
 
 
-def collapse_chart(seed: int = 1, until: float = 90.0) -> Chart:
+def collapse_chart(seed: int = 1, until: float = 80.0) -> Chart:
     """Draw such an outage with naive retries and with ours."""
     naive, ours = (collapse(policy, seed=seed, until=until) for policy in (NAIVE, TIMED))
     each = COLLAPSE_RATE * SPARE / MANY
-    down = {"shades": (Shade(FAILS, RECOVERS),), "shade_label": "all fail", "span": (0.0, until)}
+    down = {"shades": (Shade(OUTAGE, RECOVERS),), "shade_label": "all fail", "span": (SHOWN, until)}
     return Chart(
         "collapse",
         "Naive retries keep a service down that has long recovered",
         f"{COLLAPSE_RATE:.0f} calls/s. Eight instances, together good for {SPARE} times that, fail "
-        f"for 30 s; the last one is back at {ALL_BACK} s.",
+        f"for 10 s; the last one is back at {ALL_BACK} s.",
         (
             Panel(
                 "Calls that succeed",
                 "time (s)",
                 "% of calls",
                 (
-                    line("3 attempts of 300 ms, nothing else", _success(naive, until), "bare"),
-                    line("the same with budget, throttle and ejection", _success(ours, until)),
+                    line(
+                        "3 retries of 250 ms, nothing else", _late(_success(naive, until)), "bare"
+                    ),
+                    line(
+                        "the same with budget, throttle and ejection", _late(_success(ours, until))
+                    ),
                 ),
                 **down,
             ),
@@ -189,13 +200,13 @@ def collapse_chart(seed: int = 1, until: float = 90.0) -> Chart:
                 "time (s)",
                 "calls per second",
                 (
-                    line("nothing else", _middle(naive.arrivals), "bare"),
-                    line("budget, throttle and ejection", _middle(ours.arrivals)),
+                    line("nothing else", _late(_middle(naive.arrivals)), "bare"),
+                    line("budget, throttle and ejection", _late(_middle(ours.arrivals))),
                     line(
                         "what they can do",
                         (
-                            (0.0, MANY * each),
-                            (FAILS, 0.0),
+                            (SHOWN, MANY * each),
+                            (OUTAGE, 0.0),
                             *((RECOVERS + APART * n, each * (n + 1)) for n in range(MANY)),
                             (until, MANY * each),
                         ),
@@ -211,6 +222,10 @@ def collapse_chart(seed: int = 1, until: float = 90.0) -> Chart:
 
 def _success(run: TotalFailure, until: float) -> Points:
     return _middle(success_by(run.calls, 1.0, until))
+
+
+def _late(points: Points) -> Points:
+    return [(at, value) for at, value in points if at >= SHOWN]
 
 
 def _middle(points: Points) -> Points:
