@@ -181,7 +181,7 @@ async def test_refused_connections_cost_no_idempotent_call(wired):
 
 async def test_a_flapping_instance_costs_no_idempotent_call(fleet):
     """Killed and started again, twice."""
-    check_killed(await scenarios.flap_one(fleet, times=2, down=0.7, up=1.2))
+    check_killed(await scenarios.flap_one(fleet, times=2, down=0.5, up=1.0))
 
 
 @pytest.mark.soak
