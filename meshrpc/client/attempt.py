@@ -138,6 +138,10 @@ class Attempt:
             self._ended = self._ended or asyncio.Event()
             await self._ended.wait()
 
+    def answered(self) -> None:
+        """Take note that the first message of a stream has come."""
+        self.endpoint.answered(self._clock.now(), self.generation)
+
     def cancel(self) -> None:
         """End the attempt: this side gave it up."""
         try:

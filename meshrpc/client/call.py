@@ -136,7 +136,10 @@ class _StreamResponse(AwaitableCall):
             if self._method.intercepted and self._attempt is not None:
                 self._attempt.check()
             return data
-        self._received = True
+        if not self._received:
+            self._received = True
+            if self._attempt is not None:
+                self._attempt.answered()
         try:
             return self._method.deserialize(data)
         except grpc.aio.AioRpcError as error:

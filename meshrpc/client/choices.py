@@ -18,7 +18,7 @@ from meshrpc.client.endpoint import READY, Endpoint
 from meshrpc.policy.model import EffectivePolicy
 from meshrpc.resilience.health import Admission
 from meshrpc.resilience.outlier import OutlierDetector
-from meshrpc.resilience.slow_start import share
+from meshrpc.resilience.slow_start import least_share, share
 
 _PICKS = 3
 """Picks that may hit an endpoint whose connection broke since the picker was made."""
@@ -31,6 +31,8 @@ class _Choice(NamedTuple):
     picker: Picker[Endpoint] | None
     settled: Picker[Endpoint] | None = None
     """Over those that had their full share when it was made, where some had it and some not."""
+    least_share: float = 1.0
+    """What those get at least who had not."""
 
 
 _NO_CHOICE = _Choice((), None)
@@ -81,7 +83,7 @@ class Choices:
             endpoint = picker.pick(now, options.hash_key)
             if endpoint.warm_at > now and choice.settled is not None and options.hash_key is None:
                 part = share(endpoint.warm_at, now, self._policy.slow_start.window)
-                if self._rng.random() >= part:
+                if self._rng.random() >= max(part, choice.least_share):
                     other = choice.settled.pick(now)
                     # Never to one that fails: that would take the calls from the one that works.
                     endpoint = endpoint if other.is_failing else other
@@ -141,4 +143,5 @@ class Choices:
             ready,
             self._balancer.picker(ready),
             self._balancer.picker(settled) if partly else None,
+            least_share(len(active), len(ready), len(settled)),
         )

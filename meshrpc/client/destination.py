@@ -149,9 +149,10 @@ class Destination:
         self.table = PolicyTable(policy)
         now = self.clock.now()
         self.control.configure(policy, now)
-        self.outliers.configure(policy.outlier, now)
+        self._ejections.configure(policy.outlier, now)
         for endpoint in self._endpoints.values():
             endpoint.set_decay(policy.balancer.decay)
+            endpoint.warm_at = min(endpoint.warm_at, now + policy.slow_start.window)
         self._choices.configure(policy, now)
         self.wake()
 

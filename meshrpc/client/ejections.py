@@ -45,6 +45,11 @@ class Ejections:
     def __repr__(self) -> str:
         return f"<Ejections {self.detector!r} probes={len(self._probes)}>"
 
+    def configure(self, policy: model.Outlier, now: float) -> None:
+        """Go by other rules from now on; they may end ejections earlier."""
+        self.detector.configure(policy, now)
+        self._set_timer()
+
     async def close(self) -> None:
         """End the timer."""
         self._closed = True
@@ -76,7 +81,7 @@ class Ejections:
         """Carry out that an endpoint was ejected, or is back, and tell people."""
         health, id_, service = endpoint.health, endpoint.id, endpoint.instance.service
         if health.admission is Admission.ADMITTED:
-            _log.info("instance %s of %s is back from its ejection", id_, service)
+            _log.info("instance %s of %s is back", id_, service)
         elif health.ejected_until is not None:
             lasts, cause = health.ejected_until - now, health.cause
             _log.warning("instance %s of %s is ejected for %.1f s: %s", id_, service, lasts, cause)

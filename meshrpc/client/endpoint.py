@@ -25,7 +25,7 @@ from meshrpc.client import options
 from meshrpc.client.method import Method
 from meshrpc.metadata import checked
 from meshrpc.registry.instance import Instance
-from meshrpc.resilience.health import Health
+from meshrpc.resilience.health import Admission, Health
 from meshrpc.resilience.outcome import Outcome
 from meshrpc.resilience.outlier import OutlierDetector
 from meshrpc.settings import parse_address
@@ -205,10 +205,22 @@ class Endpoint:
         known.pending -= 1
         self._under_way.discard(inner)
         known.learn(outcome, latency, now)
-        if self._keeper.outliers.record(self.health, generation, outcome, now):
-            self._keeper.on_admission(self)
+        self._tell(outcome, now, generation)
         if self._idle is not None and not known.pending:
             self._idle.set()
+
+    def answered(self, now: float, generation: int) -> None:
+        """Take note of the first message of a stream: as a probe, it need not end for that."""
+        if self.health.admission is Admission.PROBING:
+            self._tell(Outcome.SUCCESS, now, generation)
+
+    def spare(self, now: float) -> None:
+        """Take note that it was picked and then not asked: a probe is still due, if one was."""
+        self._tell(Outcome.ABANDONED, now, self.health.generation)
+
+    def _tell(self, outcome: Outcome, now: float, generation: int) -> None:
+        if self._keeper.outliers.record(self.health, generation, outcome, now):
+            self._keeper.on_admission(self)
 
     def distrust(self, why: str) -> None:
         """Log, once until it is connected again, that the two sides do not trust each other."""

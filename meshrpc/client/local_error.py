@@ -28,9 +28,15 @@ def refused(service: str, why: str) -> grpc.aio.AioRpcError:
     return local_error(_UNAVAILABLE, f"service {service!r}: {why}", _NOT_EXECUTED)
 
 
-def left() -> grpc.aio.AioRpcError:
-    """Return the error of a call that was under way when its mesh was left."""
-    return local_error(_UNAVAILABLE, "the mesh was left")
+def left(instance: str | None = None) -> grpc.aio.AioRpcError:
+    """Return the error of a call that had not ended when its mesh was left.
+
+    `instance` is who may have executed it, unless nobody has or its user knows.
+    """
+    why = "the mesh was left"
+    if instance is None:
+        return local_error(_UNAVAILABLE, why)
+    return broken(_UNAVAILABLE, why, instance, None)
 
 
 def cancelled_here() -> grpc.aio.AioRpcError:
@@ -47,7 +53,7 @@ def cannot_start(error: BaseException) -> grpc.aio.AioRpcError:
 def broken(
     code: grpc.StatusCode, details: str, instance: str, said: grpc.aio.AioRpcError | None
 ) -> grpc.aio.AioRpcError:
-    """Return the error of a call whose connection to `instance` broke, or was closed, under it.
+    """Return the error of a call under which its connection broke or was closed, or `instance` left.
 
     Whoever made a call that must not be made twice has to know that it may have been executed.
     `said` is what grpcio had to say of it, if anything.

@@ -117,6 +117,8 @@ class LogicalCall:
         try:
             self._start_attempt(endpoint, now)
         except BaseException:
+            self._done = True
+            self._count_out()
             tracing.end_client_span(self._span, grpc.StatusCode.INTERNAL)
             raise
 
@@ -172,7 +174,11 @@ class LogicalCall:
         )
         if bounded:
             timeout = bound
-        inner = self._launch(endpoint, timeout)
+        try:
+            inner = self._launch(endpoint, timeout)
+        except BaseException:
+            endpoint.spare(now)
+            raise
         self._tried.append(endpoint)
         self._attempt = attempt
         if self._held or self._callbacks:
@@ -215,7 +221,7 @@ class LogicalCall:
                 self._error = cancelled_here()
             self._settle(_CANCELLED)
         elif attempt.interrupted and self._destination.closed:
-            self._fail(left())
+            self._fail(left() if self._received else left(attempt.endpoint.id))
         else:
             timed_out = attempt.bounded and code is grpc.StatusCode.DEADLINE_EXCEEDED
             failure = read_failure(code, attempt.details, attempt.trailers(), timed_out=timed_out)
@@ -285,7 +291,9 @@ class LogicalCall:
             return
         now = self._destination.clock.now()
         try:
-            if not self._is_too_late(now):
+            if self._is_too_late(now):
+                found.spare(now)
+            else:
                 self._start_attempt(found, now)
         except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must learn it
             self._fail(cannot_start(error))
@@ -315,8 +323,10 @@ class LogicalCall:
         if not self._is_counted:
             return
         self._is_counted = False
-        self._destination.control.call_ended(self._attempt, self._destination.clock.now())
-        if self._attempt is not None and self._attempt.outcome is Outcome.FAILURE:
+        # Of a call that was cancelled between two attempts nobody knows how it would have ended.
+        last = None if self._cancelled else self._attempt
+        self._destination.control.call_ended(last, self._destination.clock.now())
+        if last is not None and last.outcome is Outcome.FAILURE:
             self._blame_dependency()
 
     def _blame_dependency(self) -> None:

@@ -86,6 +86,9 @@ class OutlierDetector:
                 health.consecutive = 0
                 health.window.add(now, 1, 1)
                 return False
+            if outcome is Outcome.IGNORED:
+                health.consecutive = 0  # it answers: failures among many NOT_FOUND are no row
+                return False
             return outcome is Outcome.FAILURE and self._count_failure(health, now)
         return health.admission is Admission.PROBING and self._end_probe(health, outcome, now)
 
@@ -162,14 +165,18 @@ class OutlierDetector:
     def _end_probe(self, health: Health, outcome: Outcome, now: float) -> bool:
         if health not in self._members:
             return False
-        if outcome is Outcome.SUCCESS or outcome is Outcome.IGNORED:
-            self._readmit(health, now)
-        elif outcome is Outcome.FAILURE and not self._others_work(health, now):
-            self._readmit(health, now)  # it is no worse than they are
-        elif outcome is Outcome.FAILURE and self._may_eject(health):
+        if outcome is Outcome.UNREACHED or outcome is Outcome.ABANDONED:
+            _offer_probe(health)
+        elif (
+            outcome is Outcome.FAILURE
+            and self._others_work(health, now)
+            and self._may_eject(health)
+        ):
             self._eject(health, "its probe failed", now)
         else:
-            _offer_probe(health)
+            # Also with a failure, where the others do no better or nobody more may be missed. Were
+            # it probed again and again instead, every call would begin at the one that fails.
+            self._readmit(health, now)
         return True
 
     def _find_cause(self, health: Health, now: float) -> str | None:

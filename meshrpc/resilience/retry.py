@@ -30,7 +30,7 @@ _HANDSHAKE_FAILED = "handshake failed"
 # under the call.
 _BROKEN = re.compile(
     "Stream removed|Socket closed|Connection reset|Connection timed out|Broken pipe|ping timeout"
-    "|Cancelling all calls|GOAWAY|Endpoint (read|write) failed"
+    "|Cancelling all calls|GOAWAY|Endpoint (read|write) failed|max connection age"
 )
 
 
@@ -44,7 +44,7 @@ class Failure:
     not_sent: bool = False
     """It has not even left this process: there was no connection."""
     broken: bool = False
-    """The connection broke under it: nobody knows whether a handler has seen it."""
+    """The connection broke under it, or its server left: nobody knows what a handler did of it."""
     untrusted: bool = False
     """There was no connection because one side did not trust the other: trying does not help."""
     timed_out: bool = False
@@ -61,20 +61,22 @@ def read_failure(
         # A server that stops drops what waits in its accept queue with CANCELLED; nobody here
         # cancelled, so it means the same as UNAVAILABLE.
         code = grpc.StatusCode.UNAVAILABLE
-    pushback = None
+    pushback, cut = None, False
     unavailable = code is grpc.StatusCode.UNAVAILABLE
     not_sent = unavailable and details.startswith(CONNECT_FAILED)
     not_executed = not_sent or (unavailable and _STREAM_REFUSED in details)
     for key, value in trailers:
         if key == wire.NOT_EXECUTED:
             not_executed = True
+        elif key == wire.DRAIN:
+            cut = True
         elif key == wire.RETRY_PUSHBACK:
             pushback = _read_pushback(value)
     return Failure(
         code,
         not_executed=not_executed,
         not_sent=not_sent,
-        broken=unavailable and not not_executed and _BROKEN.search(details) is not None,
+        broken=unavailable and not not_executed and (cut or _BROKEN.search(details) is not None),
         untrusted=not_sent and _HANDSHAKE_FAILED in details,
         timed_out=timed_out,
         pushback=pushback,

@@ -10,6 +10,7 @@ import meshrpc
 from meshrpc.testing import refuse
 from meshrpc.wire import NOT_EXECUTED
 from services.payment.v1 import payment_pb2, payment_pb2_grpc
+from tests.echo import ready
 
 PAYMENT = payment_pb2.DESCRIPTOR.services_by_name["PaymentService"]
 REQUEST = payment_pb2.GetPaymentRequest(payment_id="p-1")
@@ -155,6 +156,44 @@ async def test_every_call_that_ends_makes_room_for_another(local_mesh, payment, 
         await clock.settle()
         await asyncio.sleep(0)
         assert control_of(local_mesh).in_flight == 0
+
+
+@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_unary", "stream_stream"])
+async def test_a_call_that_grpcio_refuses_is_not_under_way(local_mesh, payment, kind):
+    """It raises where it is made, and nobody will ever see it end."""
+    channel = local_mesh.channel("payment")
+    await ready(channel, 2)
+    make = getattr(channel, kind)("/payment.v1.PaymentService/GetPayment")
+    with pytest.raises(KeyError):
+        make(b"" if kind.startswith("unary") else iter([b""]), compression="none of grpc's")
+    gc.collect()
+    await local_mesh.clock.settle()
+    assert control_of(local_mesh).in_flight == 0
+
+
+async def test_a_call_that_is_cancelled_before_it_is_tried_again_says_nothing(
+    local_mesh, payment, get
+):
+    """Nobody knows how it would have ended: not the throttle, nor who made it in a handler."""
+    middle = meshrpc.Service("middle")
+    nested = payment_pb2_grpc.PaymentServiceStub(middle.channel("payment"))
+    served = []
+
+    class Middle(payment_pb2_grpc.PaymentServiceServicer):
+        async def GetPayment(self, request, context):
+            served.append(request)
+            call = nested.GetPayment(request)
+            while call._next is None or call._attempt is None:  # noqa: ASYNC110 - nobody announces it
+                await asyncio.sleep(0)
+            call.cancel()
+            await context.abort(UNAVAILABLE, "for a reason of its own")
+
+    payment_pb2_grpc.add_PaymentServiceServicer_to_server(Middle(), middle)
+    await local_mesh.serve(middle)
+    payment.fail("GetPayment", UNAVAILABLE)
+    outer = payment_pb2_grpc.PaymentServiceStub(local_mesh.channel("middle"))
+    assert await local_mesh.clock.run(outer.GetPayment(REQUEST).code()) is UNAVAILABLE
+    assert len(served) == 3
 
 
 async def test_attempts_of_a_chain_are_made_where_the_fault_is(local_mesh, payment):

@@ -7,10 +7,13 @@ import grpc
 import pytest
 
 import meshrpc
+from meshrpc.client import probes
+from meshrpc.policy.model import Outlier
 from meshrpc.resilience.health import Admission
 from meshrpc.testing import Failure, refuse
 from services.payment.v1 import payment_pb2, payment_pb2_grpc
-from tests.echo import ready
+from tests import echo
+from tests.echo import MIRROR, PLAIN, EchoServer, failing, policy, ready
 
 PAYMENT = payment_pb2.DESCRIPTOR.services_by_name["PaymentService"]
 REQUEST = payment_pb2.GetPaymentRequest(payment_id="p-1")
@@ -88,7 +91,7 @@ async def test_an_ejected_instance_comes_back_by_one_call(payment, caplog):
     assert payment.health(2).admission is Admission.PROBATION
     assert (await payment.where(1)) == [0, 1, 0, 0]
     assert payment.health(2).admission is Admission.ADMITTED
-    assert "instance payment-2 of payment is back from its ejection" in caplog.text
+    assert "instance payment-2 of payment is back" in caplog.text
     await payment.mesh.clock.advance(1)
     assert (await payment.where(8))[1] == 2
 
@@ -175,8 +178,65 @@ async def test_a_probe_that_its_user_cancels_is_followed_by_another(payment):
     await clock.settle()
     assert payment.health(2).admission is Admission.PROBATION
     payment.script[2].answer("GetPayment", payment_pb2.Payment(id="p-1"))
+    assert (await payment.where(8))[1] == 0  # a caller that cancels what hangs is not drawn there
+    await clock.advance(1)
     assert (await payment.where(1)) == [0, 1, 0, 0]
     assert payment.health(2).admission is Admission.ADMITTED
+
+
+async def test_a_probe_that_could_not_be_sent_is_followed_by_another(payment):
+    """Grpcio refuses the call; the instance must not wait for its end."""
+    payment.script[2].fail("GetPayment", UNAVAILABLE)
+    await payment.call(40)
+    payment.script[2].answer("GetPayment", payment_pb2.Payment(id="p-1"))
+    await payment.mesh.clock.advance(5.1)
+    with pytest.raises(KeyError):
+        payment._get(REQUEST, compression="none of grpc's")
+    assert payment.health(2).admission is Admission.PROBATION
+    await payment.mesh.clock.advance(1)
+    assert (await payment.where(1)) == [0, 1, 0, 0]
+    assert payment.health(2).admission is Admission.ADMITTED
+
+
+async def test_a_policy_that_ejects_for_less_time_ends_what_lasts_longer(payment):
+    """Also what began before it came."""
+    payment.mesh.policy(ROUND_ROBIN + "    outlier: {base_ejection: 5m}\n")
+    payment.script[2].fail("GetPayment", UNAVAILABLE)
+    await payment.call(40)
+    await payment.mesh.clock.advance(6)
+    assert payment.health(2).admission is Admission.EJECTED
+    payment.mesh.policy(ROUND_ROBIN + "    outlier: {base_ejection: 5s, max_ejection: 5s}\n")
+    await payment.mesh.clock.advance(5.1)
+    assert payment.health(2).admission is Admission.PROBATION
+
+
+async def test_a_stream_that_was_a_probe_need_not_end_for_its_instance_to_be_back(
+    mesh, registry, monkeypatch
+):
+    """Its first message is an answer; a service of long streams would never have another."""
+    monkeypatch.setattr(probes, "PATIENCE", 0.0)
+    outlier = Outlier(consecutive_failures=1, base_ejection=0.05)
+    policy(mesh, balancer=echo.ROUND_ROBIN, outlier=outlier)
+    async with EchoServer("good") as good, EchoServer("bad", failing()) as bad:
+        await registry.register(good.instance)
+        await registry.register(bad.instance)
+        channel = mesh.channel("echo")
+        await ready(channel, 2)
+        mirror, destination = channel.stream_stream(MIRROR), channel.bound()
+        health = next(each.health for each in destination.endpoints if each.id == "bad")
+        for _ in range(2):
+            await channel.unary_unary(PLAIN)(b"").code()
+        bad.script = None
+        async with asyncio.timeout(5):
+            while health.admission is not Admission.PROBATION:
+                await destination.changed()
+        stream = mirror()
+        await stream.write(b"1")
+        assert stream.peer().id == "bad"
+        assert health.admission is Admission.PROBING
+        assert await stream.read() == b"1"
+        assert health.admission is Admission.ADMITTED
+        stream.cancel()
 
 
 async def test_a_call_that_must_not_be_repeated_is_a_probe_only_for_want_of_another(payment):
@@ -278,3 +338,45 @@ async def test_an_instance_that_is_back_gets_a_tenth_of_its_share_at_first(local
     assert 30 <= (await payment.where(300))[2] <= 80  # 55
     await local_mesh.clock.advance(15.1)
     assert (await payment.where(300))[2] == 100
+
+
+async def test_a_shorter_slow_start_is_shorter_at_once(local_mesh):
+    """Also for who is in a longer one: a window by mistake of hours is mended by another policy."""
+    script = await local_mesh.script("payment", PAYMENT, instances=2)
+    script.answer("GetPayment", payment_pb2.Payment(id="p-1"))
+    local_mesh.policy(ROUND_ROBIN.replace("1ms", "10h"))
+    payment = Payment(local_mesh, script)
+    await payment.call(2)
+    added = await script.add()
+    await added.connected()
+    await local_mesh.clock.advance(60)
+    local_mesh.policy(ROUND_ROBIN.replace("1ms", "30s"))
+    await local_mesh.clock.advance(30.1)
+    assert (await payment.where(30))[2] == 10
+
+
+async def test_the_last_one_of_before_is_not_left_with_all_the_calls(local_mesh):
+    """In a rolling restart all others are new, and it could not bear their load."""
+    script = await local_mesh.script("payment", PAYMENT)
+    script.answer("GetPayment", payment_pb2.Payment(id="p-1"))
+    local_mesh.policy(ROUND_ROBIN.replace("slow_start: {window: 1ms}", ""))
+    payment = Payment(local_mesh, script)
+    await payment.call(2)
+    for _ in range(3):
+        added = await script.add()
+        await added.connected()
+    assert 75 <= (await payment.where(300))[0] <= 130  # 100: a third more than its share
+
+
+async def test_a_probe_that_fails_while_nobody_more_may_be_ejected_draws_no_calls(payment):
+    """The first of two bad ones is ejected; the other gets its share, and not every call."""
+    payment.script[2].fail("GetPayment", UNAVAILABLE)
+    await payment.call(40)
+    payment.script[3].fail("GetPayment", UNAVAILABLE)
+    destination, now = payment.channel.bound(), payment.mesh.clock.now()
+    while not payment.health(3).consecutive:
+        await payment.call()
+    assert destination.outliers.on_reconnected(payment.health(3), now)
+    destination._rebuild()
+    assert payment.health(3).admission is Admission.PROBATION
+    assert (await payment.where(30))[2] <= 12  # 10: its share of those that are left

@@ -85,7 +85,16 @@ def test_a_success_in_between_starts_the_row_again():
     assert tell(outliers, bad, FAILURE)
 
 
-@pytest.mark.parametrize("outcome", [IGNORED, UNREACHED, ABANDONED])
+def test_an_answer_that_is_the_callers_mistake_starts_the_row_again():
+    """A stray failure now and then among many NOT_FOUND is no row; the success rate ignores them."""
+    outliers, (bad, *_) = detector()
+    tell(outliers, bad, FAILURE, times=4)
+    assert not tell(outliers, bad, IGNORED)
+    assert bad.window.counts(0.0) == (4, 0)
+    assert bad.consecutive == 0
+
+
+@pytest.mark.parametrize("outcome", [UNREACHED, ABANDONED])
 def test_what_says_nothing_neither_breaks_the_row_nor_lengthens_it(outcome):
     """Nor does it count into the success rate."""
     outliers, (bad, *_) = detector()
@@ -545,15 +554,15 @@ def test_reconnections_take_no_slot_of_the_cap():
     eject(outliers, bad, 1.0)
 
 
-def test_a_failed_probe_without_a_free_slot_is_followed_by_another():
-    """After a reconnection there may be no slot left; then it stays in probation."""
+def test_with_a_failed_probe_but_no_free_slot_it_gets_its_share():
+    """After a reconnection there may be no slot left; probed on, it would get every call."""
     outliers, (bad, back, *_) = detector(5)
     eject(outliers, bad)
     tell(outliers, back, FAILURE)
     outliers.on_reconnected(back, 1.0)
     outliers.begin_probe(back, 1.0)
     assert tell(outliers, back, FAILURE, 1.0)
-    assert back.admission is PROBATION
+    assert back.admission is ADMITTED
 
 
 def busy(outliers, healths, successes, failures, now=0.0):

@@ -46,6 +46,8 @@ class Endpoint:
     by_ejection: bool = False
     outcomes: list = field(default_factory=list)
     """(second, whether it succeeded), since it was admitted."""
+    answered: int = 0
+    """How many outcomes there were when it last answered with a mistake of the caller's."""
     steps: int = 0
     """Of the last ejection's length, less what was taken back by the last failure."""
     clean_since: float = 0.0
@@ -54,7 +56,8 @@ class Endpoint:
 
     def row(self):
         succeeded = [at for at, (_, success) in enumerate(self.outcomes) if success]
-        return len(self.outcomes) - (succeeded[-1] + 1 if succeeded else 0)
+        broken = max(succeeded[-1] + 1 if succeeded else 0, self.answered)
+        return max(0, len(self.outcomes) - broken)
 
     def is_bad(self, policy, now):
         return self.row() >= policy.consecutive_failures or not self.does_well(policy, now)
@@ -126,6 +129,8 @@ class OutlierMachine(RuleBasedStateMachine):
         if generation != endpoint.generation or endpoint not in self.members:
             return False
         if endpoint.admission is ADMITTED:
+            if outcome is Outcome.IGNORED:
+                endpoint.answered = len(endpoint.outcomes)
             if outcome not in (Outcome.SUCCESS, Outcome.FAILURE):
                 return False
             endpoint.outcomes.append((int(self.now), outcome is Outcome.SUCCESS))
@@ -144,24 +149,23 @@ class OutlierMachine(RuleBasedStateMachine):
             return True
         if endpoint.admission is not PROBING:
             return False
-        is_failure = outcome is Outcome.FAILURE
-        if outcome in (Outcome.SUCCESS, Outcome.IGNORED) or (
-            is_failure and not self.others_do_well(endpoint)
-        ):
-            endpoint.admission = ADMITTED
-            endpoint.generation += 1
-            endpoint.by_ejection = False
-            endpoint.outcomes.clear()
-            endpoint.clean_since = self.now
+        if outcome in (Outcome.UNREACHED, Outcome.ABANDONED):
+            endpoint.admission = PROBATION
             endpoint.ends = None
         elif (
-            is_failure
+            outcome is Outcome.FAILURE
+            and self.others_do_well(endpoint)
             and self.others_admitted(endpoint)
             and (endpoint.by_ejection or len(self.ejected()) < self.cap())
         ):
             self.expect_ejection(endpoint)
         else:
-            endpoint.admission = PROBATION
+            endpoint.admission = ADMITTED
+            endpoint.generation += 1
+            endpoint.by_ejection = False
+            endpoint.outcomes.clear()
+            endpoint.answered = 0
+            endpoint.clean_since = self.now
             endpoint.ends = None
         return True
 

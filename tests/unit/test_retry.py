@@ -5,6 +5,7 @@ import random
 import grpc
 import pytest
 
+from meshrpc import wire
 from meshrpc.policy.model import Backoff, EffectivePolicy, Retry
 from meshrpc.policy.model import RetryBudget as BudgetPolicy
 from meshrpc.policy.table import PolicyTable, is_idempotent
@@ -202,3 +203,11 @@ def test_a_policy_can_name_a_method_that_may_be_repeated():
     table = PolicyTable(EffectivePolicy("x", retry=Retry(non_idempotent=frozenset({"a.B/C"}))))
     assert table.method("/a.B/C").idempotent
     assert not table.method("/a.B/D").idempotent
+
+
+def test_what_a_server_cut_when_it_left_may_have_been_executed():
+    """Unless it says that no handler has seen it."""
+    cut = ((wire.DRAIN, "1"),)
+    assert read_failure(UNAVAILABLE, "the server is leaving", cut).broken
+    refused = (*cut, (wire.NOT_EXECUTED, "1"))
+    assert not read_failure(UNAVAILABLE, "the server is leaving", refused).broken
