@@ -90,14 +90,14 @@ BUGS = (
     Bug(
         "a probe that was cancelled is the last one",
         "meshrpc/resilience/outlier.py",
-        "        else:\n            _offer_probe(health)\n",
-        "        else:\n            return False\n",
+        "Outcome.ABANDONED:\n            _offer_probe(health)\n",
+        "Outcome.ABANDONED:\n            return False\n",
         f"{OUTLIER} {EJECTION}",
     ),
     Bug(
         "every call is a probe while one is due",
         "meshrpc/client/probes.py",
-        "                del self._since[endpoint]\n",
+        "                del self._due[endpoint]\n",
         "",
         EJECTION,
     ),
@@ -181,7 +181,7 @@ BUGS = (
     Bug(
         "nobody says that a call may have been executed",
         "meshrpc/resilience/retry.py",
-        "broken=unavailable and not not_executed and _BROKEN.search(details) is not None,",
+        "broken=unavailable and not not_executed and (cut or _BROKEN.search(details) is not None),",
         "broken=False,",
         "tests/integration/test_not_executed.py",
     ),
