@@ -333,12 +333,12 @@ _grpcio_leaves_calls = pytest.mark.skipif(
 @_grpcio_leaves_calls
 def test_a_program_goes_the_same_way_on_the_mesh():
     """Whatever a user does with a call, in whatever order: what grpcio does."""
-    for_random_programs(compare, 14)
+    for_random_programs(compare, 8)
 
 
 def test_programs_leave_nothing():
     """No call counted as pending, no task, nothing that the event loop had to report."""
-    for_random_programs(leave_nothing, 14)
+    for_random_programs(leave_nothing, 8)
 
 
 @_grpcio_leaves_calls

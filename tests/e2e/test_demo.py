@@ -110,7 +110,7 @@ def test_a_second_ctrl_c_ends_everything_without_draining():
     """While workers drain, it ends them and the control service too."""
     marker = os.urandom(8).hex()
     environment = {**os.environ, "MESHRPC_TEST_MARKER": marker, "PYTHONUNBUFFERED": "1"}
-    with demo("--duration", "60", env=environment) as process:
+    with demo("--duration", "15", env=environment) as process:
         for line in process.stdout:
             if "landed in 6 processes" in line:
                 process.send_signal(signal.SIGINT)
