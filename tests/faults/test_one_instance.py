@@ -9,6 +9,7 @@ import pytest
 
 from tests.faults import scenarios
 from tests.faults.account import has_explained, share
+from tests.faults.load import DEADLINE
 from tests.faults.methods import GET, PUT
 from tests.faults.victim import TOLD_TO_FAIL
 
@@ -58,9 +59,17 @@ def check_one_probe(run, victim):
 
 
 def check_killed(run):
-    """Calls that may be repeated succeed; others fail only if they may have been executed."""
-    assert run.mesh.failed(GET) == []
-    assert [call for call in run.mesh.failed(PUT) if not has_explained(call)] == []
+    """Calls that may be repeated succeed; others fail only if they may have been executed.
+
+    Those are left out whose deadline passed because this process, or its machine, stood still.
+    """
+
+    def by_the_fault(call):
+        return run.lag.between(call.started, call.ended) < DEADLINE / 2
+
+    assert [call for call in run.mesh.failed(GET) if by_the_fault(call)] == []
+    unexplained = [call for call in run.mesh.failed(PUT) if not has_explained(call)]
+    assert [call for call in unexplained if by_the_fault(call)] == []
     check_every_call(run)
 
 
