@@ -248,7 +248,8 @@ class Run:
     def __repr__(self):
         marks = {name: round(at - self.began, 3) for name, at in self.marks.items()}
         failed = {name: len(load.failed()) for name, load in self.loads.items()}
-        return f"<Run of {self.fleet.service} {marks} failed={failed}>"
+        late = round(self.lag.worst, 3)
+        return f"<Run of {self.fleet.service} {marks} failed={failed} late={late}>"
 
     def mark(self, name):
         """Note the time under a name."""
