@@ -26,11 +26,12 @@ class Wire:
 
     async def __aexit__(self, *_):
         self._listener.close()
-        for _ in range(10):
-            await asyncio.sleep(0)  # what was accepted before becomes a task
-        self.cut()
-        while self._connected:
-            await asyncio.wait(self._connected)
+        for _ in range(3):  # a channel that was cut off connects again, perhaps just now
+            await _turns()  # what was accepted before becomes a task
+            self.cut()
+            while self._connected:
+                await asyncio.wait(self._connected)
+        await _turns()  # what was aborted is closed
 
     def cut(self):
         """Close every connection without a word."""
@@ -60,3 +61,8 @@ class Wire:
                 if not self.frozen:
                     writer.write(data)
         writer.close()
+
+
+async def _turns():
+    for _ in range(10):
+        await asyncio.sleep(0)
