@@ -193,10 +193,9 @@ class Destination:
                 active = self._active(options.subset)
                 if not active:
                     raise local_error(grpc.StatusCode.UNAVAILABLE, self._why_none(options.subset))
-                failing = [e for e in active if e.state is FAILING]
-                if len(failing) == len(active):
+                if self.is_unreachable(options):
                     # An attempt on one of them ends at once and tells the real cause.
-                    return self.rng.choice([e for e in failing if e not in tried] or failing)
+                    return self.rng.choice([e for e in active if e not in tried] or active)
             is_asking = not self._known and not wait_for_ready
             await self._wait_for_change(deadline, gives_up if is_asking else None)
 
