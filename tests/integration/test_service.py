@@ -257,13 +257,21 @@ async def test_leaving_is_announced_before_it_happens():
     assert log == [[], [State.ACTIVE], [State.DRAINING], []]
 
 
+@pytest.mark.parametrize("nested_failed", [False, True])
 @pytest.mark.parametrize("kind", ["unary", "stream"])
-async def test_a_call_that_outlasts_the_grace_is_told_why(kind: str):
-    """UNAVAILABLE and `mesh-drain`, never a hang and never CANCELLED."""
+async def test_a_call_that_outlasts_the_grace_is_told_why(kind: str, nested_failed: bool):
+    """UNAVAILABLE and `mesh-drain`, never a hang and never CANCELLED.
+
+    Nor that trying again is of no use: it is the server's leaving that ended the call, not a call
+    that its handler made before and that failed.
+    """
     service = make_service(grace=0.05)
     started = asyncio.Event()
 
     async def forever(request: bytes, context: Any) -> bytes:
+        call = current_call()
+        assert call is not None
+        call.dependency_failed = nested_failed
         started.set()
         await asyncio.Event().wait()
         return b""
