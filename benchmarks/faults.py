@@ -28,7 +28,7 @@ import grpc
 
 import meshrpc
 from tests.faults import scenarios
-from tests.faults.account import Account, account
+from tests.faults.account import FAST, SETTLED, Account, account
 from tests.faults.load import DEADLINE, RATE, Run
 from tests.faults.methods import GET
 from tests.faults.network import LOCAL, Namespace
@@ -132,7 +132,7 @@ SCENARIOS = (
         "two of four answer UNAVAILABLE for 5 s",
         on(scenarios.misbehave_half, "fail"),
     ),
-    scenario("slow", "one takes 20 times as long for 5 s", on(scenarios.misbehave_one, "slow")),
+    scenario("slow", "one takes 20 times as long for 10 s", on(scenarios.slow_one)),
     scenario("hanging", "one never answers for 5 s", on(scenarios.misbehave_one, "hang")),
     scenario(
         "blocked",
@@ -287,6 +287,23 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def speeds(rows: list[Row]) -> str:
+    """Return what the table has no place for: a line for each arm that had a slow instance."""
+    lines = []
+    for each in rows:
+        for name, found in each.arms.items():
+            if found.healthy_p99 is None or found.settled_p99 is None:
+                continue
+            times = found.settled_p99 / found.healthy_p99
+            lines.append(
+                f"* {each.scenario.about}, {name}: p99 {milliseconds(found.healthy_p99)} while all "
+                f"were healthy, {milliseconds(found.settled_p99)} from {SETTLED:.0f} s after that "
+                f"on ({times:.1f}x); at most {FAST:.0f}x what calls to the others take after "
+                f"{seconds(found.fast_after)}"
+            )
+    return "\n".join(lines)
+
+
 def machine(load_average: float) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
@@ -342,6 +359,8 @@ def main() -> None:
     print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items()))
     print(f"the callers' own event loop was late by {milliseconds(lag)} at most\n")
     print(table(rows))
+    if about_speed := speeds(rows):
+        print(f"\n{about_speed}")
 
 
 if __name__ == "__main__":

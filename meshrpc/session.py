@@ -116,7 +116,13 @@ class Session:
             )
             dialing = replace(dialing, authority=own.authority)
         destination = Destination(
-            target, dialing, self.policies.effective(target), clock=mesh.clock, rng=mesh.rng
+            target,
+            dialing,
+            self.policies.effective(target),
+            member=mesh.id,
+            zone=mesh.settings.zone,
+            clock=mesh.clock,
+            rng=mesh.rng,
         )
         policy = self.policies.follow(target, destination.configure)
         shared = _Shared(destination, policy, own)

@@ -25,10 +25,9 @@ from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.errors import PolicyError
 from meshrpc.policy import load_document
 from meshrpc.policy.model import Policy
-from meshrpc.registry.instance import Instance
 from meshrpc.registry.registry import Snapshot, Watch
 from meshrpc.v1 import control_pb2, control_pb2_grpc, policy_pb2
-from meshrpc.watched import Resource, ResourceWatch
+from meshrpc.watched import DoesNotFit, Resource, ResourceWatch, WatchedInstances
 
 BACKOFF_BASE = 0.2
 BACKOFF_MAX = 5.0
@@ -89,11 +88,13 @@ class Subscription:
         if not addresses:
             raise ValueError("a subscription needs the address of a control service")
         self._addresses = tuple(addresses)
-        self._hello = hello
+        self._hello = control_pb2.Hello()
+        self._hello.CopyFrom(hello)
+        self._hello.accepts_differences = True
         self._clock = clock
         self._rng = rng
         self._policies: dict[str, Resource[Policy | None]] = {}
-        self._instances: dict[str, Resource[tuple[Instance, ...]]] = {}
+        self._instances: dict[str, WatchedInstances] = {}
         self._current = 0
         self._failures = 0
         self._channels: tuple[grpc.aio.Channel, ...] = ()
@@ -183,7 +184,8 @@ class Subscription:
         control hears why, and this process keeps what it had. What is already known is handed
         over before this returns. `service` may be `*`.
         """
-        return self._watch(self._policies, service, on_policy)
+        resource = self._policies.setdefault(service, Resource())
+        return self._watch(resource, service, on_policy)
 
     def watch_instances(self, service: str, on_snapshot: Callable[[Snapshot], None]) -> Watch:
         """Call `on_snapshot` with the service's instances, and with each later set.
@@ -191,17 +193,13 @@ class Subscription:
         What is already known is handed over before this returns.
         """
         return self._watch(
-            self._instances,
+            self._instances.setdefault(service, WatchedInstances()),
             service,
             lambda instances: on_snapshot(Snapshot(service=service, instances=instances)),
         )
 
-    def _watch(
-        self, resources: dict[str, Resource[T]], name: str, listener: Callable[[T], None]
-    ) -> Watch:
-        resource = resources.get(name)
-        if resource is None:
-            resource = resources[name] = Resource()
+    def _watch(self, resource: Resource[T], name: str, listener: Callable[[T], None]) -> Watch:
+        if not resource.listeners:
             self._interest_changed()
         watch = ResourceWatch(resource, listener, self._interest_changed)
         resource.listeners.append(watch)
@@ -252,6 +250,8 @@ class Subscription:
         """Open the stream and take what control pushes, until it ends or fails."""
         outgoing: asyncio.Queue[control_pb2.SubscribeRequest] = asyncio.Queue()
         outgoing.put_nowait(control_pb2.SubscribeRequest(hello=self._hello))
+        for resource in self._instances.values():
+            resource.version = 0
         stub = control_pb2_grpc.ControlStub(self.channel)
         call = stub.Subscribe()
         writing = asyncio.create_task(_write(outgoing, call))
@@ -283,7 +283,7 @@ class Subscription:
         for instance_set in push.instances:
             with _refusing(answer, _INSTANCES, instance_set.service):
                 if (resource := self._instances.get(instance_set.service)) is not None:
-                    resource.offer(tuple(map(Instance.from_wire, instance_set.instances)))
+                    resource.take(instance_set)
         return answer
 
     def _take_policy(
@@ -328,7 +328,7 @@ def _refusing(
     """Turn what goes wrong with one resource into a refusal of that resource."""
     try:
         yield
-    except PolicyError as error:
+    except (PolicyError, DoesNotFit) as error:
         reason = str(error)
     except Exception as error:  # noqa: BLE001 - nor may one resource harm another
         _log.exception("what control sent for %s cannot be taken", name)

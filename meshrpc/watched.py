@@ -2,14 +2,28 @@
 
 Several watches share a resource. All of them hold the same value at all times: one that refuses
 a new value keeps it from the others too. A value that is no news is not told.
+
+Instances may come as the difference from the set that is known. The cost of one is that of what
+changed and a copy of the tuple; the records that stay are the same objects before and after.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Generic, TypeVar
 
+from meshrpc.registry.instance import Instance
+from meshrpc.v1 import control_pb2
+
 T = TypeVar("T")
+
+_id = attrgetter("id")
+
+
+class DoesNotFit(ValueError):
+    """A difference from a set that is not the one known here."""
 
 
 class Resource(Generic[T]):
@@ -43,6 +57,59 @@ class Resource(Generic[T]):
             raise
         self.value = value
         self.is_known = True
+
+
+class WatchedInstances(Resource[tuple[Instance, ...]]):
+    """The instances of one service, ordered by id, as control sends them."""
+
+    __slots__ = ("version",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.version = 0
+        """What the stream in use calls the set that is known; 0: nothing has come on it yet.
+
+        Whoever opens another stream sets it back: each control service counts for itself.
+        """
+
+    def take(self, wire: control_pb2.InstanceSet) -> None:
+        """Offer the set, or what it makes of the one that is known.
+
+        Raises:
+            DoesNotFit: it is a difference from another set.
+        """
+        if wire.base:
+            if wire.base != self.version:
+                raise DoesNotFit(
+                    f"a difference from version {wire.base} does not fit version {self.version}"
+                )
+            instances = self._changed(wire)
+        else:
+            instances = self._whole(wire)
+        self.offer(instances)
+        self.version = wire.version
+
+    def _changed(self, wire: control_pb2.InstanceSet) -> tuple[Instance, ...]:
+        instances = list(self.value)
+        for id_ in wire.removed:
+            at = bisect_left(instances, id_, key=_id)
+            if at < len(instances) and instances[at].id == id_:
+                del instances[at]
+        for instance in map(Instance.from_wire, wire.instances):
+            at = bisect_left(instances, instance.id, key=_id)
+            if at == len(instances) or instances[at].id != instance.id:
+                instances.insert(at, instance)
+            elif instances[at] != instance:
+                instances[at] = instance
+        return tuple(instances)
+
+    def _whole(self, wire: control_pb2.InstanceSet) -> tuple[Instance, ...]:
+        known = {one.id: one for one in self.value} if self.is_known else {}
+        instances = []
+        for instance in map(Instance.from_wire, wire.instances):
+            old = known.get(instance.id, instance)
+            instances.append(old if old == instance else instance)
+        return tuple(instances)
 
 
 class ResourceWatch(Generic[T]):

@@ -25,6 +25,11 @@ RETRY_AFTER: Final = "retry-after"
 """The same for people and HTTP clients, in whole seconds, rounded up."""
 DRAIN: Final = "mesh-drain"
 """This stream ended because the server is leaving."""
+LOAD_REPORT: Final = "mesh-load-bin"
+"""How busy the server is, as a `LoadReport`."""
+ORCA_LOAD_REPORT: Final = "endpoint-load-metrics-bin"
+"""The same for gRPC's own balancers (gRFC A51). C-core keeps it to itself: programs that use
+grpcio never see it, so meshrpc's callers could not."""
 
 UNKNOWN_CALLER: Final = "unknown"
 

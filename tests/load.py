@@ -74,7 +74,7 @@ class OverMesh:
         await self.registry.drain(server.instance)
         await self.registry.deregister(server.instance)
         # As a service does that leaves in order: it stops when nobody has calls there any more.
-        await asyncio.gather(*self._channel.bound()._retiring)
+        await asyncio.gather(*self._channel.bound()._endpoints._retiring)
 
     def channel(self):
         return contextlib.nullcontext(self._channel)

@@ -12,10 +12,15 @@ import random
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+from meshrpc.balancer.capacity import Capacity
+from meshrpc.balancer.least_request import LeastRequestBalancer
+from meshrpc.balancer.load import Load
+from meshrpc.balancer.maglev import MaglevBalancer
 from meshrpc.balancer.peak_ewma import PeakEwmaBalancer
 from meshrpc.balancer.random_choice import RandomBalancer
 from meshrpc.balancer.ring_hash import RingHashBalancer
 from meshrpc.balancer.round_robin import RoundRobinBalancer
+from meshrpc.balancer.weighted_round_robin import WeightedRoundRobinBalancer
 from meshrpc.policy import model
 
 
@@ -33,12 +38,13 @@ class Candidate(Protocol):
         ...
 
     @property
-    def is_failing(self) -> bool:
-        """Whether it has failed and not succeeded since."""
+    def load(self) -> Load:
+        """What this caller's calls to it have shown."""
         ...
 
-    def load(self, now: float) -> float:
-        """Return how loaded it is; less is better, and only the order means anything."""
+    @property
+    def capacity(self) -> Capacity:
+        """What it reports of itself."""
         ...
 
 
@@ -55,27 +61,31 @@ class Picker(Protocol[Picked_co]):
 
 
 class Balancer(Protocol):
-    """Makes pickers; keeps what must survive from one picker to the next."""
+    """Makes the pickers of one group of endpoints; keeps what must survive from one to the next."""
 
-    def picker(self, endpoints: Sequence[E]) -> Picker[E]:
-        """Return a picker over `endpoints`, of which there is at least one."""
+    def picker(self, ready: Sequence[E], members: Sequence[E] | None = None) -> Picker[E]:
+        """Return a picker over those that are ready, at least one.
+
+        `members` are all that it may ever choose among, ready or not; None: the ready ones.
+        Balancers that go by a key give each key an owner among them, so that all processes agree.
+        """
         ...
 
 
 def create_balancer(policy: model.Balancer, rng: random.Random) -> Balancer:
-    """Return the balancer that `policy` names.
-
-    Raises:
-        ValueError: the language has it, this release does not; the loader refuses it before.
-    """
+    """Return the balancer that `policy` names."""
     match policy.kind:
         case model.BalancerKind.ROUND_ROBIN:
             return RoundRobinBalancer(rng)
         case model.BalancerKind.RANDOM:
             return RandomBalancer(rng)
+        case model.BalancerKind.WEIGHTED_ROUND_ROBIN:
+            return WeightedRoundRobinBalancer(policy, rng)
+        case model.BalancerKind.LEAST_REQUEST:
+            return LeastRequestBalancer(rng, policy.choices)
         case model.BalancerKind.PEAK_EWMA:
             return PeakEwmaBalancer(rng)
         case model.BalancerKind.RING_HASH:
-            return RingHashBalancer(rng)
-        case _:
-            raise ValueError(f"no balancer {policy.kind}")
+            return RingHashBalancer(rng, policy.max_load)
+        case model.BalancerKind.MAGLEV:
+            return MaglevBalancer(rng, policy.max_load)

@@ -1,14 +1,14 @@
 """Peak EWMA with the power of two choices: the default balancer.
 
-Each pick draws two endpoints and takes the one with the lower load, latency x (pending + 1).
-Latency is a moving average over time that jumps to every peak and sinks back with the time
-constant `decay` (10 s): an endpoint that turns slow is left at once, and tried again as the
-memory of it fades. From Finagle's PeakEwma and P2CPick; Linkerd and tower took it from there.
-An endpoint that fails is another matter than a slow one: it counts as very slow for a moment, and
-while it has not succeeded since, the picker draws a few pairs more to find one that does better.
+Each pick draws two endpoints and takes the one with the lower load (`load.py`), as Finagle's and
+Linkerd's P2C do. Two choices are enough to keep the fullest endpoint close to the mean
+(Mitzenmacher, "The power of two choices"). Of two that are nearly alike it is the one not asked for
+longer: differences so small are luck, and luck is remembered for seconds. While the better one looks bad, because it has failed
+and not succeeded since or is much more loaded than those taken lately, more are drawn
+(docs/decisions/0014). And an endpoint that always loses is asked now and then all the same, for
+nothing else would show that it is well again (aegis).
 
-Choose it when instances are not all equally fast, which is nearly always. Two choices are
-enough to keep the fullest endpoint close to the mean (Mitzenmacher, "The power of two choices").
+Choose it when instances are not all equally fast, which is nearly always.
 """
 
 from __future__ import annotations
@@ -18,118 +18,36 @@ import random
 from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
-from meshrpc.resilience.outcome import Outcome
+from meshrpc.balancer.load import UNASKED, Load
 
-FAILURE_LATENCY = 5.0
-"""What a failure counts as, in seconds, however fast it came: an endpoint that fails at once
-would otherwise look like the best one and draw all calls (Linkerd's load biaser)."""
+BETWEEN_PROBES = 300
+"""Picks for each one that goes to the worse of two, because that was not asked for `UNASKED`
+seconds: few enough that the slowest hundredth of all calls does not feel it."""
 
-FAILURE_DECAY = 1.0
-"""The time constant with which that fades. Were it as long as the memory of latencies, one stray
-failure would cost an endpoint its calls for most of a minute (docs/decisions/0011)."""
+_BETWEEN_LOOKS = 7
+"""Picks between looks at what is usual, and for an endpoint to spend one on."""
 
-_MORE_PAIRS = 7
-"""Drawn when the better of the first two has failed: enough to find the one that works among four
-with probability 0.996."""
+_MORE = 17
+"""Drawn at most when the better of the first two looks bad: enough to find the one that works among
+four with probability 0.996."""
 
-_UNKNOWN_LATENCY = 1e6
-"""An endpoint with a first call under way and no latency yet is as good as taken: its first
-answer decides. Larger than any latency (Finagle's Penalty)."""
+_ALIKE = math.log(1.5)
+"""How far apart the scores of two may be that are alike: at one and a half times the value. A hundred
+equal endpoints then get calls within 20 % of the mean, which otherwise are 50 % apart by luck."""
 
+_BAD = math.log(4.0)
+"""How far above the usual score a winner looks bad: at four times the value."""
 
-_SHORTEST = 1e-6
-"""Seconds that any answer counts as at least, and below which no memory fades: at none at all an
-endpoint would look unknown, or free however many calls are pending."""
+_NEWS = 1 / 7
+"""The weight of a winner looked at in what is usual: that is the mean of fifty picks or so."""
 
 
 class _Loaded(Protocol):
     @property
-    def is_failing(self) -> bool: ...
-    def load(self, now: float) -> float: ...
+    def load(self) -> Load: ...
 
 
 E = TypeVar("E", bound=_Loaded)
-
-
-class PeakEwma:
-    """One endpoint's latency, remembered by its peaks, and the calls pending on it."""
-
-    __slots__ = ("_at", "_failed_at", "_latency", "decay", "is_failing", "pending")
-
-    def __init__(self, decay: float) -> None:
-        self.decay = decay
-        self.pending = 0
-        self.is_failing = False
-        """Whether it has failed and not succeeded since."""
-        self._failed_at = 0.0
-        self._latency = 0.0
-        self._at = 0.0
-
-    def latency(self, now: float) -> float:
-        """Return the remembered latency in seconds, faded since the last sample."""
-        # Asked twice for each pick, so spelled out: max() and min() would double its cost.
-        age = now - self._at
-        if age <= 0.0 or not self._latency:
-            return self._latency
-        faded = self._latency * math.exp(-age / self.decay)
-        return faded if faded > _SHORTEST else _SHORTEST  # noqa: FURB136
-
-    def observe(self, latency: float, now: float) -> None:
-        """Take in a sample: a peak at once, anything lower by its weight in time."""
-        latency = max(latency, _SHORTEST)
-        if latency >= self._latency:
-            self._latency = latency
-        else:
-            kept = self._kept(now)
-            self._latency = self._latency * kept + latency * (1.0 - kept)
-        self._at = now
-
-    def hold(self, latency: float, now: float) -> None:
-        """Take in an answer whose speed means nothing, such as a refusal.
-
-        It keeps what is remembered from fading: quick refusals must not make an endpoint look
-        quick. But what has faded stays so: one refusal must not bring an old peak back. Only an
-        endpoint without any sample takes the latency for want of a better one.
-        """
-        if not self._latency:
-            self._latency = max(latency, _SHORTEST)
-        elif now - self._at > self.decay:
-            self._latency = self.latency(now)
-        self._at = now
-
-    def learn(self, outcome: Outcome, latency: float | None, now: float) -> None:
-        """Take in how an attempt ended, and after how long; None: that says nothing of it."""
-        if outcome is Outcome.SUCCESS:
-            self.is_failing = False
-            if latency is not None:
-                self.observe(latency, now)
-            return
-        if latency is not None:
-            if outcome is Outcome.IGNORED:
-                self.hold(latency, now)
-            elif latency > self.latency(now):  # an answer would have taken at least as long
-                self.observe(latency, now)
-        if outcome is Outcome.FAILURE or outcome is Outcome.UNREACHED:
-            self.is_failing = True
-            self._failed_at = now
-
-    def forget(self) -> None:
-        """Begin anew: who answers there now is not who did."""
-        self._latency = 0.0
-        self.is_failing = False
-
-    def load(self, now: float) -> float:
-        """Return latency x (pending + 1); with no sample yet, the first call is free."""
-        if self.is_failing:
-            faded = math.exp(min(0.0, self._failed_at - now) / FAILURE_DECAY)
-            return max(self.latency(now), FAILURE_LATENCY * faded) * (self.pending + 1)
-        if not self._latency:
-            return _UNKNOWN_LATENCY * self.pending
-        return self.latency(now) * (self.pending + 1)
-
-    def _kept(self, now: float) -> float:
-        # Never above 1: a `now` from before the last sample must not make the memory grow.
-        return math.exp(min(0.0, self._at - now) / self.decay)
 
 
 class PeakEwmaBalancer:
@@ -137,41 +55,124 @@ class PeakEwmaBalancer:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
+        self._past = Past(_BETWEEN_LOOKS)
 
-    def picker(self, endpoints: Sequence[E]) -> TwoChoicesPicker[E]:
-        """Return a picker over `endpoints`."""
-        return TwoChoicesPicker(tuple(endpoints), self._rng)
+    def picker(
+        self,
+        ready: Sequence[E],
+        members: Sequence[E] | None = None,  # noqa: ARG002 - no key has an owner here
+    ) -> TwoChoicesPicker[E]:
+        """Return a picker over `ready`."""
+        return TwoChoicesPicker(tuple(ready), self._rng, self._past)
+
+
+class Past:
+    """What a balancer's pickers remember of their picks."""
+
+    __slots__ = ("bar", "limit", "unspent", "wait")
+
+    def __init__(self, wait: float) -> None:
+        self.wait = wait
+        """Picks before the next look; inf: there is none ever, and nothing is remembered."""
+        self.unspent = 0
+        """Picks since one went to the worse of two."""
+        self.limit = math.inf
+        """ln of the value above which one looks bad: `_BAD` above the mean of the winners."""
+        self.bar = math.inf
+        """The score for that, or less: what it was a moment ago."""
+
+    def look(self, winner: Load, loser: Load, now: float) -> bool:
+        """Take in who won; return whether the loser shall have the call."""
+        self.wait = _BETWEEN_LOOKS
+        self.unspent += _BETWEEN_LOOKS
+        time = now / winner.decay
+        # Penalties are no measure, nor is what one counts as that never answered.
+        if not winner.is_failing and winner.score > -math.inf:
+            is_plain = now < winner.plain_until
+            seen = _BAD + (winner.score - time if is_plain else math.log(winner.value(now)))
+            limit = self.limit
+            self.limit = seen if limit == math.inf else limit + (seen - limit) * _NEWS
+        self.bar = self.limit + time
+        if self.unspent <= BETWEEN_PROBES or loser.is_failing or now - loser.asked_at < UNASKED:
+            return False
+        self.unspent = 0
+        return True
 
 
 class TwoChoicesPicker(Generic[E]):
-    """The less loaded of two endpoints drawn at random."""
+    """The less loaded of two endpoints drawn at random; without `past` always."""
 
-    __slots__ = ("_count", "_endpoints", "_rng")
+    __slots__ = ("_count", "_endpoints", "_loads", "_pairs", "_past", "_random")
 
-    def __init__(self, endpoints: tuple[E, ...], rng: random.Random) -> None:
+    def __init__(
+        self, endpoints: tuple[E, ...], rng: random.Random, past: Past | None = None
+    ) -> None:
         self._endpoints = endpoints
+        self._loads = tuple(endpoint.load for endpoint in endpoints)  # one step less to each
         self._count = len(endpoints)
-        self._rng = rng
+        self._pairs = self._count * (self._count - 1)
+        self._random = rng.random
+        self._past = past or Past(math.inf)
 
     def pick(self, now: float, key: str | None = None) -> E:  # noqa: ARG002 - no key is kept to
         """Return the less loaded of two distinct endpoints; the first drawn when equal."""
-        if self._count == 1:
+        count = self._count
+        if count == 1:
             return self._endpoints[0]
-        best = self._draw(now)
-        if best.is_failing and self._count > 2:
-            load = best.load(now)
-            for _ in range(_MORE_PAIRS):
-                other = self._draw(now)
-                # By load also among those that work: to the first of them would go everything.
-                if (its := other.load(now)) < load:
-                    best, load = other, its
-                if not other.is_failing:
-                    break
-        return best
+        loads = self._loads
+        # All pairs are equally likely.
+        pair = int(self._random() * self._pairs)
+        i = pair % count
+        j = pair // count
+        j += j >= i
+        best = loads[i]
+        other = loads[j]
+        if best.score > other.score:
+            i, j = j, i
+            best, other = other, best
+        past = self._past
+        if now >= best.plain_until or best.score > past.bar:
+            past.bar = past.limit + now / best.decay
+            if now >= best.plain_until:
+                i, j = self._better(i, j, now)
+            if count > 2 and self._looks_bad(loads[i], now):
+                i = self._search(i, now)
+        elif (
+            other.score - best.score < _ALIKE
+            and other.asked_at < best.asked_at
+            and now < other.plain_until
+        ):
+            i, j = j, i
+        past.wait -= 1
+        if past.wait <= 0 and past.look(loads[i], loads[j], now):
+            return self._endpoints[j]
+        return self._endpoints[i]
 
-    def _draw(self, now: float) -> E:
-        i = int(self._rng.random() * self._count)
-        j = int(self._rng.random() * (self._count - 1))
-        j += j >= i  # skip over i; keeps every other index equally likely
-        one, other = self._endpoints[i], self._endpoints[j]
-        return one if one.load(now) <= other.load(now) else other
+    def _better(self, i: int, j: int, now: float) -> tuple[int, int]:
+        """Return the two, the less loaded first; as they are when equal."""
+        one, other = self._loads[i], self._loads[j]
+        lower = one if one.score <= other.score else other
+        if now < lower.plain_until:
+            return (i, j) if lower is one else (j, i)
+        return (j, i) if other.value(now) < one.value(now) else (i, j)
+
+    def _looks_bad(self, load: Load, now: float) -> bool:
+        """Return whether it fails, or is far more loaded than those taken lately."""
+        if now < load.plain_until:
+            return load.score > self._past.bar
+        return load.is_failing or load.value(now) > math.exp(self._past.limit)
+
+    def _search(self, i: int, now: float) -> int:
+        """Return the least loaded of `i` and others, drawn until one does not look bad."""
+        loads = self._loads
+        limit = min(loads[i].score, self._past.bar)
+        for _ in range(_MORE):
+            j = int(self._random() * self._count)
+            other = loads[j]
+            if other.score <= limit and now < other.plain_until:
+                return j  # nothing else is worth the time that comparing takes
+            # By load also among those that work: to the first of them would go everything.
+            i, _ = self._better(i, j, now)
+            if not self._looks_bad(other, now):
+                break
+        return i

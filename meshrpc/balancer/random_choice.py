@@ -19,9 +19,13 @@ class RandomBalancer:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
-    def picker(self, endpoints: Sequence[E]) -> RandomPicker[E]:
-        """Return a picker over `endpoints`."""
-        return RandomPicker(tuple(endpoints), self._rng)
+    def picker(
+        self,
+        ready: Sequence[E],
+        members: Sequence[E] | None = None,  # noqa: ARG002 - for keys
+    ) -> RandomPicker[E]:
+        """Return a picker over `ready`."""
+        return RandomPicker(tuple(ready), self._rng)
 
 
 class RandomPicker(Generic[E]):

@@ -2,18 +2,22 @@
 
 Consistent hashing (Karger et al., STOC 1997): every endpoint has points on a ring, and a key
 belongs to the first point after its own hash. An endpoint's points depend on itself alone, so that
-one that comes or goes moves no keys but those it gets or had, and all processes agree.
-Choose it for caches and sessions. Shares of keys deviate by 1/sqrt(points), 9 % at `POINTS`; calls
-without a key are spread at random (gRFC A42).
+one that comes or goes moves no keys but those it gets or had, and all processes agree. Keys whose
+owner is not ready go to the next that is, and come back to it.
+Choose it for caches and sessions of few endpoints; `maglev` is more even and as fast. Shares of
+keys deviate by 1/sqrt(points), 9 % at `POINTS`; calls without a key are spread at random (gRFC A42).
 """
 
 from __future__ import annotations
 
 import random
 from bisect import bisect
-from collections.abc import Sequence
-from hashlib import blake2b
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from meshrpc.balancer.bounded_load import BoundedLoadPicker
+from meshrpc.balancer.hashing import HASH_BITS, KeyOwner, hash_of, weights_of
 
 POINTS = 128
 """Points on the ring for each unit of weight, as long as it holds so many."""
@@ -23,51 +27,26 @@ RING_SIZE = 4096
 than it holds have half as many points each, and so on down to one. Half of an endpoint's points are
 points that it had before, so that even then most keys stay."""
 
-_BITS = 64
+E = TypeVar("E", bound=KeyOwner)
 
 
-class _Weighted(Protocol):
-    @property
-    def id(self) -> str: ...
-    @property
-    def weight(self) -> int: ...
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """Points in their order, and the id of the endpoint that each belongs to."""
+
+    hashes: list[int]
+    ids: list[str]
 
 
-E = TypeVar("E", bound=_Weighted)
-
-
-class RingHashBalancer:
-    """Makes pickers that look keys up on a ring."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-
-    def picker(self, endpoints: Sequence[E]) -> RingHashPicker[E]:
-        """Return a picker over `endpoints`."""
-        return RingHashPicker(endpoints, self._rng)
-
-
-class RingHashPicker(Generic[E]):
-    """The endpoint to which a key belongs."""
-
-    __slots__ = ("_hashes", "_owners", "_rng")
-
-    def __init__(self, endpoints: Sequence[E], rng: random.Random) -> None:
-        by_id = {endpoint.id: endpoint for endpoint in endpoints}
-        points = _points(sum(endpoint.weight for endpoint in by_id.values()))
-        ring = sorted(
-            (_hash(f"{endpoint.id}#{number}"), endpoint.id, endpoint)
-            for endpoint in by_id.values()
-            for number in range(max(1, int(points * endpoint.weight)))
-        )
-        self._hashes = [point for point, _, _ in ring]
-        self._owners = [endpoint for _, _, endpoint in ring]
-        self._rng = rng
-
-    def pick(self, now: float, key: str | None = None) -> E:  # noqa: ARG002 - keys do not age
-        """Return the owner of `key`; without one, that of a random place on the ring."""
-        place = self._rng.getrandbits(_BITS) if key is None else _hash(key)
-        return self._owners[bisect(self._hashes, place) % len(self._owners)]
+def ring(weights: Mapping[str, int]) -> Ring:
+    """Return the ring of the endpoints with these ids and weights."""
+    points = _points(sum(weights.values()))
+    placed = sorted(
+        (hash_of(f"{name}#{number}"), name)
+        for name, weight in weights.items()
+        for number in range(max(1, int(points * weight)))
+    )
+    return Ring([place for place, _ in placed], [name for _, name in placed])
 
 
 def _points(weight: int) -> float:
@@ -78,5 +57,52 @@ def _points(weight: int) -> float:
     return points
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode(), digest_size=_BITS // 8).digest())
+class RingHashBalancer:
+    """Makes pickers that look keys up on a ring, which it keeps while its members stay the same."""
+
+    def __init__(self, rng: random.Random, max_load: float | None = None) -> None:
+        self._rng = rng
+        self._max_load = max_load
+        self._weights: dict[str, int] = {}
+        self._ring = Ring([], [])
+
+    def picker(
+        self, ready: Sequence[E], members: Sequence[E] | None = None
+    ) -> RingHashPicker[E] | BoundedLoadPicker[E]:
+        """Return a picker over `ready`, by the ring of all `members` (None: the same)."""
+        weights = weights_of(ready, members)
+        if weights != self._weights:
+            self._ring, self._weights = ring(weights), weights
+        picker = RingHashPicker(self._ring, ready, self._rng)
+        if self._max_load is None:
+            return picker
+        return BoundedLoadPicker(picker, ready, self._max_load)
+
+
+class RingHashPicker(Generic[E]):
+    """The endpoint to which a key belongs."""
+
+    __slots__ = ("_hashes", "_owners", "_rng")
+
+    def __init__(self, ring: Ring, ready: Sequence[E], rng: random.Random) -> None:
+        by_id = {endpoint.id: endpoint for endpoint in ready}
+        self._hashes = ring.hashes
+        self._owners = [by_id.get(name) for name in ring.ids]
+        self._rng = rng
+
+    def pick(self, now: float, key: str | None = None) -> E:  # noqa: ARG002 - keys do not age
+        """Return the owner of `key`; without one, that of a random place on the ring."""
+        place = self._rng.getrandbits(HASH_BITS) if key is None else hash_of(key)
+        owner = self._owners[bisect(self._hashes, place) % len(self._owners)]
+        return owner if owner is not None else next(self._after(place))
+
+    def choices(self, key: str | None) -> Iterator[E]:
+        """Yield the owners of all points from the place of `key` on, once around the ring."""
+        return self._after(self._rng.getrandbits(HASH_BITS) if key is None else hash_of(key))
+
+    def _after(self, place: int) -> Iterator[E]:
+        start = bisect(self._hashes, place)
+        for number in range(start, start + len(self._owners)):
+            owner = self._owners[number % len(self._owners)]
+            if owner is not None:
+                yield owner

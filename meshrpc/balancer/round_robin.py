@@ -22,9 +22,13 @@ class RoundRobinBalancer:
     def __init__(self, rng: random.Random) -> None:
         self._turns = itertools.count(rng.randrange(1 << 16))
 
-    def picker(self, endpoints: Sequence[E]) -> RoundRobinPicker[E]:
-        """Return a picker that continues the turn over `endpoints`."""
-        return RoundRobinPicker(tuple(endpoints), self._turns)
+    def picker(
+        self,
+        ready: Sequence[E],
+        members: Sequence[E] | None = None,  # noqa: ARG002 - for keys
+    ) -> RoundRobinPicker[E]:
+        """Return a picker that continues the turn over `ready`."""
+        return RoundRobinPicker(tuple(ready), self._turns)
 
 
 class RoundRobinPicker(Generic[E]):

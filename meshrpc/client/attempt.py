@@ -21,7 +21,7 @@ from meshrpc.client.endpoint import Endpoint
 from meshrpc.client.local_error import CANCELLED_HERE
 from meshrpc.clock import Clock
 from meshrpc.resilience.outcome import Outcome, classify
-from meshrpc.wire import Metadata
+from meshrpc.wire import LOAD_REPORT, Metadata
 
 _WRITE_BROKE = 'Failed "execute_batch"'
 """How grpcio explains the INTERNAL that it reports when a message could not be written: before it
@@ -120,7 +120,7 @@ class Attempt:
     def start(self, inner: Any) -> None:
         """Count the attempt as pending at its endpoint until `inner` is over."""
         self.inner = inner
-        self.endpoint.start(inner)
+        self.endpoint.start(inner, self._started, timed=self._sampled)
         inner.add_done_callback(self._on_done)
 
     async def expire_after(self, seconds: float) -> None:
@@ -190,7 +190,17 @@ class Attempt:
         answered = not (self.cancelled or self.raised)
         self.outcome = classify(code, self.details) if answered else Outcome.ABANDONED
         latency = now - self._started if self._sampled and not self.raised else None
-        self.endpoint.finish(self.inner, self.outcome, latency, now, self.generation)
+        if self.endpoint.reads_reports and answered:
+            self._read_report(now)
+        self.endpoint.finish(
+            self.inner,
+            self.outcome,
+            now,
+            started=self._started,
+            timed=self._sampled,
+            latency=latency,
+            generation=self.generation,
+        )
         if self._ended is not None:
             self._ended.set()
         caller, self._keep = self._caller(), None
@@ -226,6 +236,13 @@ class Attempt:
             self.details = f"the connection to {self.endpoint.instance.id} was closed"
             return grpc.StatusCode.UNAVAILABLE
         return code
+
+    def _read_report(self, now: float) -> None:
+        """Hand on what the instance reports of its load, if it does."""
+        with contextlib.suppress(Exception):  # an interceptor answered by itself: no trailers
+            for key, value in known(self.inner.trailing_metadata()) or ():
+                if key == LOAD_REPORT and isinstance(value, bytes):
+                    self.endpoint.reported(value, now)
 
     def _blame(self, error: Exception) -> None:
         self.raised = True

@@ -26,6 +26,7 @@ import grpc.aio
 from meshrpc.client.attempt import Attempt
 from meshrpc.client.endpoint import Endpoint
 from meshrpc.client.local_error import local_error
+from meshrpc.client.mirroring import Sent
 from meshrpc.client.requests import RequestStream
 from meshrpc.client.waiting import AwaitableCall, cancellations, connected
 from meshrpc.telemetry import tracing
@@ -305,6 +306,19 @@ class UnaryUnaryCall(_UnaryRequest, _UnaryResponse, grpc.aio.UnaryUnaryCall):
         super().__init__(*args, **options)
         self._request = request
         self._begin()
+
+    def _offer_copy(self) -> None:
+        destination, mirror = self._destination, self._policy.mirror
+        assert mirror is not None  # noqa: S101 - looked at by whoever asks
+        sent = Sent(
+            self._method,
+            self._request,
+            self._metadata,
+            self._added,
+            self._deadline,
+            self._options,
+        )
+        destination.mirrors.offer(destination, mirror, sent, self._aim.hash_key)
 
 
 class UnaryStreamCall(_UnaryRequest, _StreamResponse, grpc.aio.UnaryStreamCall):

@@ -44,7 +44,8 @@ def call_options(
     """Say more about the calls made in this block.
 
     Args:
-        hash_key: with the balancer `ring_hash`, calls of one key go to the same instance.
+        hash_key: calls of one key go to one instance with the balancers `ring_hash` and `maglev`, and
+            to one subset of a split.
         subset: only instances of this subset of the service's policy are asked.
         retry: False: there is one attempt and no other, whatever the policy says.
         criticality: `critical`, `default` or `sheddable`; calls made by the handler inherit it.

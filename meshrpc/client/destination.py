@@ -11,28 +11,32 @@ import asyncio
 import contextvars
 import logging
 import random
-from collections.abc import Collection, Coroutine
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Collection, Coroutine, Mapping
+from typing import Any
 
 import grpc
 import grpc.aio
 
 from meshrpc.client.admission_control import AdmissionControl
-from meshrpc.client.call_options import NOTHING_SAID, CallOptions
+from meshrpc.client.aim import ANYWHERE, Aim
+from meshrpc.client.attempt import Attempt
 from meshrpc.client.choices import Choices
+from meshrpc.client.discovery import Discovery
 from meshrpc.client.ejections import Ejections
 from meshrpc.client.endpoint import FAILING, READY, Dialing, Endpoint
+from meshrpc.client.endpoints import Endpoints
 from meshrpc.client.local_error import local_error
-from meshrpc.clock import Clock
+from meshrpc.client.mirroring import Mirrors
+from meshrpc.client.roster import NOBODY, draw
+from meshrpc.clock import Clock, SystemClock
 from meshrpc.policy.model import EffectivePolicy
+from meshrpc.policy.subset import Subset
 from meshrpc.policy.table import PolicyTable
 from meshrpc.registry.instance import Instance, State
-from meshrpc.registry.registry import Registry, Snapshot, Watch
+from meshrpc.registry.registry import Registry, Snapshot
+from meshrpc.resilience.fault import FaultInjection
 from meshrpc.resilience.health import Admission
 from meshrpc.resilience.hedge import Hedges
-
-CLOSE_GRACE = 30.0
-"""Seconds that calls under way get to end when their instance leaves the registry."""
 
 ANSWER_WITHIN = 5.0
 """Seconds that a call waits for the registry's first answer, if its deadline allows. Only while
@@ -44,13 +48,6 @@ _HOPE = (READY, grpc.ChannelConnectivity.CONNECTING, grpc.ChannelConnectivity.ID
 _log = logging.getLogger("meshrpc.client")
 
 
-@runtime_checkable
-class _Explaining(Protocol):
-    """A watch that knows why its registry has not answered yet."""
-
-    def why_silent(self) -> str | None: ...
-
-
 class Destination:
     """One service: its endpoints, the picker over the ready ones, its policy."""
 
@@ -60,29 +57,33 @@ class Destination:
         dialing: Dialing,
         policy: EffectivePolicy,
         *,
+        member: str,
+        zone: str | None,
         clock: Clock,
         rng: random.Random,
     ) -> None:
+        """`member` is the id of the process that calls, `zone` where it stands."""
         self.service = service
         self.clock = clock
         self.rng = rng
         self.loop = asyncio.get_running_loop()
         self.closed = False
-        self.table = PolicyTable(policy)
+        self.table = PolicyTable(policy, dialing.caller)
         self.control = AdmissionControl(policy, clock.now(), rng)
         self._ejections = Ejections(policy.outlier, clock, rng, self._rebuild)
         self.outliers = self._ejections.detector
         self.hedges = Hedges()
+        self.faults = FaultInjection()
+        self.mirrors = Mirrors()
         self._dialing = dialing
-        self._choices = Choices(policy, rng)
-        self._endpoints: dict[str, Endpoint] = {}
-        self._known = False
+        self._member = member
+        self._zone = zone
+        self._choices = Choices(policy, rng, zone=zone)
+        self._discovery = Discovery(service, dialing.caller)
+        self._roster = NOBODY
+        self._endpoints = Endpoints(dialing, policy.balancer)
         self._is_stale = False
-        self._skipped: str | None = None
-        """Why the registry's newest answer has an instance that is not among the endpoints."""
         self._changed = asyncio.Event()
-        self._watch: Watch | None = None
-        self._retiring: dict[asyncio.Task[None], Endpoint] = {}
         self._waiting: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -90,13 +91,13 @@ class Destination:
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """All endpoints, ready or not."""
-        return tuple(self._endpoints.values())
+        """All that this process connects to, ready or not."""
+        return tuple(self._endpoints)
 
     @property
     def closing(self) -> tuple[Endpoint, ...]:
         """Endpoints whose instance has gone, with calls that have not ended yet."""
-        return tuple(self._retiring.values())
+        return self._endpoints.retiring
 
     @property
     def waiting(self) -> int:
@@ -110,7 +111,8 @@ class Destination:
 
     def open(self, registry: Registry) -> None:
         """Begin to follow the service's instances."""
-        self._watch = registry.watch(self.service, self._on_snapshot)
+        self._discovery.open(registry, self._on_snapshot)
+        self._follow_callers()
 
     async def close(self, grace: float) -> None:
         """Stop following, and close every endpoint with `grace` seconds for calls under way.
@@ -118,22 +120,13 @@ class Destination:
         Calls that wait for an endpoint or for their next attempt end at once.
         """
         self.closed = True
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None  # it knows this destination
+        self._discovery.close()
         await self._ejections.close()
         waiting = tuple(self._waiting)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        endpoints = [*self._endpoints.values(), *self._retiring.values()]
-        self._endpoints = {}
-        self._rebuild()
-        retiring = tuple(self._retiring)
-        for task in retiring:
-            task.cancel()
-        await asyncio.gather(*retiring, return_exceptions=True)
-        await asyncio.gather(*(endpoint.close(grace) for endpoint in endpoints))
+        await self._endpoints.close(grace, self._rebuild)
 
     def wait(
         self, waiting: Coroutine[Any, Any, None], context: contextvars.Context
@@ -144,21 +137,26 @@ class Destination:
         task.add_done_callback(self._waiting.discard)
         return task
 
+    def expire(self, attempt: Attempt, timeout: float) -> None:
+        """End an attempt after `timeout` seconds by this clock; by the system's, grpc does so."""
+        if not isinstance(self.clock, SystemClock):
+            expiry = self.wait(attempt.expire_after(timeout), contextvars.Context())
+            attempt.inner.add_done_callback(lambda _: expiry.cancel())
+
     def configure(self, policy: EffectivePolicy) -> None:
         """Let calls that start from now on follow `policy`; those under way keep theirs."""
-        self.table = PolicyTable(policy)
+        self.table = PolicyTable(policy, self._dialing.caller)
         now = self.clock.now()
         self.control.configure(policy, now)
         self._ejections.configure(policy.outlier, now)
-        for endpoint in self._endpoints.values():
-            endpoint.set_decay(policy.balancer.decay)
-            endpoint.warm_at = min(endpoint.warm_at, now + policy.slow_start.window)
-        self._choices.configure(policy, now)
-        self.wake()
+        self._endpoints.configure(policy, now)
+        self._choices.configure(policy)
+        self._follow_callers()
+        self._take_in(self._discovery.instances)
 
     def state(self) -> grpc.ChannelConnectivity:
         """Return the most hopeful state among the endpoints; IDLE while none is known."""
-        states = {endpoint.state for endpoint in self._endpoints.values()}
+        states = {endpoint.state for endpoint in self._endpoints}
         return next((state for state in _HOPE if state in states), grpc.ChannelConnectivity.IDLE)
 
     async def changed(self) -> None:
@@ -171,7 +169,7 @@ class Destination:
         *,
         wait_for_ready: bool,
         tried: Collection[Endpoint] = (),
-        options: CallOptions = NOTHING_SAID,
+        aim: Aim = ANYWHERE,
     ) -> Endpoint:
         """Return an endpoint for the next attempt, one not in `tried` where there is one.
 
@@ -184,37 +182,31 @@ class Destination:
         gives_up = self.clock.now() + ANSWER_WITHIN
         while True:
             now = self.clock.now()
-            endpoint = self._choices.pick_untried(tried, now, options) or self.pick(now, options)
+            if aim.subset is not None and aim.subset.is_unknown:
+                aim.subset = self.table.subset(aim.subset.name)  # the policy may know it by now
+            endpoint = self._choices.pick_untried(tried, now, aim) or self.pick(now, aim)
             if endpoint is not None:
                 return endpoint
-            if not wait_for_ready and not self._known and now >= gives_up:
-                raise local_error(grpc.StatusCode.UNAVAILABLE, self._why_none(options.subset))
-            if not wait_for_ready and self._known:
-                active = self._active(options.subset)
+            if not wait_for_ready and not self._discovery.is_known and now >= gives_up:
+                raise local_error(grpc.StatusCode.UNAVAILABLE, self._why_none(aim.subset))
+            if not wait_for_ready and self._discovery.is_known:
+                active = self._choices.among(aim.subset).active
                 if not active:
-                    raise local_error(grpc.StatusCode.UNAVAILABLE, self._why_none(options.subset))
-                if self.is_unreachable(options):
+                    raise local_error(grpc.StatusCode.UNAVAILABLE, self._why_none(aim.subset))
+                if self.is_unreachable(aim):
                     # An attempt on one of them ends at once and tells the real cause.
                     return self.rng.choice([e for e in active if e not in tried] or active)
-            is_asking = not self._known and not wait_for_ready
+            is_asking = not self._discovery.is_known and not wait_for_ready
             await self._wait_for_change(deadline, gives_up if is_asking else None)
 
-    def is_unreachable(self, options: CallOptions) -> bool:
+    def is_unreachable(self, aim: Aim) -> bool:
         """Return whether connecting has failed to every instance that a call may go to."""
-        return all(endpoint.state is FAILING for endpoint in self._active(options.subset))
+        self._settle(aim)
+        return all(each.state is FAILING for each in self._choices.among(aim.subset).active)
 
-    def _active(self, subset: str | None) -> list[Endpoint]:
-        return [
-            each
-            for each in self.endpoints
-            if each.instance.state is State.ACTIVE and self._choices.is_in(subset, each)
-        ]
-
-    def pick_untried(
-        self, tried: Collection[Endpoint], now: float, options: CallOptions
-    ) -> Endpoint | None:
+    def pick_untried(self, tried: Collection[Endpoint], now: float, aim: Aim) -> Endpoint | None:
         """Return a ready endpoint where a call that went to `tried` has not been; None: no such."""
-        return self._choices.pick_untried(tried, now, options)
+        return self._choices.pick_untried(tried, now, aim)
 
     async def _wait_for_change(self, deadline: float | None, gives_up: float | None) -> None:
         """Return when something changed, or at `gives_up`; raise at the deadline."""
@@ -226,83 +218,95 @@ class Destination:
         except TimeoutError:
             if deadline is None or self.clock.now() < deadline:
                 return
-            what = "no instance became ready" if self._known else self._why_silent()
+            what = (
+                "no instance became ready"
+                if self._discovery.is_known
+                else self._discovery.why_silent()
+            )
             raise local_error(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 f"deadline passed while waiting for service {self.service!r}: {what}",
             ) from None
 
-    def _why_none(self, subset: str | None) -> str:
-        if not self._known:
+    def _why_none(self, subset: Subset | None) -> str:
+        if not self._discovery.is_known:
             return (
-                f"nothing is known of service {self.service!r}: {self._why_silent()} "
+                f"nothing is known of service {self.service!r}: {self._discovery.why_silent()} "
                 f"(waited {ANSWER_WITHIN:.0f} s; the log may say more)"
             )
         if subset is not None:
-            return self._choices.why_nobody_in(subset)
-        if self._endpoints:
+            return self._why_nobody_in(subset)
+        if self._endpoints.skipped is not None:
+            return f"no instance of service {self.service!r} can be used; {self._endpoints.skipped}"
+        if self._discovery.instances:
             return f"every instance of service {self.service!r} is draining"
-        if self._skipped is not None:
-            return f"no instance of service {self.service!r} can be used; {self._skipped}"
         return f"service {self.service!r} has no instances in the registry"
 
-    def _why_silent(self) -> str:
-        cause = self._watch.why_silent() if isinstance(self._watch, _Explaining) else None
-        return cause or "the registry has not answered"
+    def _why_nobody_in(self, subset: Subset) -> str:
+        if subset.is_unknown:
+            known = ", ".join(sorted(self.table.subsets)) or "none"
+            return f"the policy of service {self.service!r} has no subset {subset.name!r}, only: {known}"
+        return f"service {self.service!r} has no active instance in subset {subset}"
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
-        is_first, self._known = not self._known, True
-        self._skipped = None
-        current: dict[str, Endpoint] = {}
-        for instance in snapshot.instances:
-            if instance.id in current:
-                continue  # a record that stands there twice must not open a second connection
-            endpoint = self._endpoints.get(instance.id)
-            if endpoint is not None and endpoint.holds(instance):
-                endpoint.instance = instance
-                current[instance.id] = endpoint
-            elif (made := self._make_endpoint(instance)) is not None:
-                current[instance.id] = made
-                if not is_first:  # the first ones have been there, for all that is known
-                    self._warm_up(made)
-        for id_, endpoint in self._endpoints.items():
-            if current.get(id_) is not endpoint:
-                self.outliers.remove(endpoint.health)
-                self._retire(endpoint)
-        self._endpoints = current
+        self._take_in(self._discovery.take_in(snapshot))
+
+    def _take_in(self, before: tuple[Instance, ...]) -> None:
+        """Connect to those instances that this process is to call, and to nobody else.
+
+        Those that were not there `before` begin slowly.
+        """
+        self._roster = draw(
+            self._discovery.instances,
+            self.table.policy,
+            self.table.subsets.values(),
+            seed=self._member,
+            zone=self._zone,
+        )
+        made = self._endpoints.take_in(
+            self._discovery.instances, self._roster, self, self.clock.now()
+        )
+        if made:
+            were_there = {(each.id, each.address) for each in before}
+            for endpoint in made:
+                if (endpoint.id, endpoint.instance.address) not in were_there:
+                    self._warm_up(endpoint)
         self._rebuild()
 
-    def _make_endpoint(self, instance: Instance) -> Endpoint | None:
-        decay = self.table.policy.balancer.decay
-        try:
-            endpoint = Endpoint(instance, self._dialing, self, decay=decay)
-        except Exception as error:  # noqa: BLE001 - one bad record must not cost the others
-            _log.warning("instance %s of %s skipped: %s", instance.id, self.service, error)
-            self._skipped = f"instance {instance.id} was skipped: {error}"
-            return None
-        self.outliers.add(endpoint.health)
-        return endpoint
+    def _follow_callers(self) -> None:
+        """Know where the other callers are, as long as calls keep to their zone."""
+        keeps_to_zone = self._zone is not None and self.table.policy.locality.zone
+        self._discovery.follow_callers(self._on_callers if keeps_to_zone else None)
 
-    def _retire(self, endpoint: Endpoint) -> None:
-        task = asyncio.create_task(endpoint.close(CLOSE_GRACE), context=contextvars.Context())
-        self._retiring[task] = endpoint
-        task.add_done_callback(lambda _: self._retiring.pop(task))
+    def _on_callers(self, zones: Mapping[str | None, int]) -> None:
+        self._choices.callers = zones
+        self._rebuild_soon()
 
-    def pick(
-        self, now: float, options: CallOptions = NOTHING_SAID, *, repeatable: bool = False
-    ) -> Endpoint | None:
+    def pick(self, now: float, aim: Aim = ANYWHERE, *, repeatable: bool = False) -> Endpoint | None:
         """Return a ready endpoint at once; None when there is none just now.
 
         `repeatable`: the call would be tried elsewhere if this attempt failed.
         """
+        if aim.split is not None:
+            self._settle(aim)
         if self._ejections.has_probes():
-            subset = options.subset
+            subset = aim.subset
             probed = self._ejections.take_probe(
                 now, lambda each: self._choices.is_in(subset, each), repeatable=repeatable
             )
             if probed is not None:
                 return probed
-        return self._choices.pick(now, options)
+        return self._choices.pick(now, aim)
+
+    def _settle(self, aim: Aim) -> None:
+        """Draw the subset of a call; once more whenever the one drawn has no instance (any more)."""
+        choices = self._choices
+        if aim.split is None or not self._discovery.is_known:
+            return
+        if aim.subset is None or not choices.among(aim.subset).active:
+            aim.subset = aim.split.choose(
+                aim.hash_key, lambda subset: bool(choices.among(subset).active), self.rng
+            )
 
     def forget_call(self) -> None:
         """Count out a call that its user has forgotten."""
@@ -338,11 +342,9 @@ class Destination:
         self._is_stale = False
         now = self.clock.now()
         active = tuple(
-            endpoint
-            for endpoint in self._endpoints.values()
-            if endpoint.instance.state is State.ACTIVE
+            endpoint for endpoint in self._endpoints if endpoint.instance.state is State.ACTIVE
         )
-        self._choices.replace(active, now)
+        self._choices.replace(active, self._roster, now)
         self._ejections.offer(active, now)
         self.wake()
 

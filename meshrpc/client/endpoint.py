@@ -14,15 +14,17 @@ import ipaddress
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
 import grpc.aio
 
 from meshrpc import wire
-from meshrpc.balancer.peak_ewma import PeakEwma
+from meshrpc.balancer.capacity import Capacity
+from meshrpc.balancer.load import Load
 from meshrpc.client import options
 from meshrpc.client.method import Method
+from meshrpc.load_report import LoadReport
 from meshrpc.metadata import checked
 from meshrpc.registry.instance import Instance
 from meshrpc.resilience.health import Admission, Health
@@ -85,15 +87,18 @@ class Endpoint:
         "_idle",
         "_is_distrusted",
         "_keeper",
-        "_latency",
         "_multicallables",
+        "_report",
         "_under_way",
         "_watcher",
+        "capacity",
         "closing",
         "grpc_metadata",
         "health",
         "instance",
+        "load",
         "metadata",
+        "reads_reports",
         "state",
         "warm_at",
         "was_unreachable",
@@ -107,10 +112,16 @@ class Endpoint:
         *,
         decay: float,
     ) -> None:
+        """`decay`: how long peaks of its latency are remembered."""
         self.instance = instance
         self.state = grpc.ChannelConnectivity.IDLE
         self.closing = False
         self.health = Health()
+        self.load: Final = Load(decay)
+        """What the calls to it have shown."""
+        self.capacity: Final = Capacity()
+        """What it reports of itself, while anybody wants to know."""
+        self.reads_reports = False
         self.warm_at = 0.0
         """When it has its full share of the calls: the end of its slow start."""
         self.was_unreachable = False
@@ -123,7 +134,7 @@ class Endpoint:
         # For calls that add nothing: grpcio makes one of these for each call that brings a tuple,
         # which is a third of what the mesh costs a client.
         self.grpc_metadata = grpc.aio.Metadata(*self.metadata)
-        self._latency = PeakEwma(decay)
+        self._report: tuple[bytes, LoadReport | None] = (b"", None)
         self._keeper = keeper
         self._multicallables: dict[tuple[str, str], Callable[..., Any]] = {}
         self._under_way: set[Any] = set()
@@ -137,7 +148,7 @@ class Endpoint:
     def __repr__(self) -> str:
         return (
             f"<Endpoint {self.instance.id} {self.instance.address} {self.state.name} "
-            f"pending={self._latency.pending}>"
+            f"pending={self.load.pending}>"
         )
 
     @property
@@ -151,14 +162,9 @@ class Endpoint:
         return self.instance.weight
 
     @property
-    def is_failing(self) -> bool:
-        """Whether it has failed and not succeeded since."""
-        return self._latency.is_failing
-
-    @property
     def pending(self) -> int:
         """Attempts under way."""
-        return self._latency.pending
+        return self.load.pending
 
     def holds(self, instance: Instance) -> bool:
         """Return whether this endpoint's connection is the one to make to `instance`."""
@@ -170,14 +176,6 @@ class Endpoint:
         """Return whether a call started now would go out at once."""
         return not self.closing and self._channel.get_state() is READY
 
-    def load(self, now: float) -> float:
-        """Return latency x (pending + 1), as peak EWMA has it."""
-        return self._latency.load(now)
-
-    def set_decay(self, decay: float) -> None:
-        """Change how long latency peaks are remembered."""
-        self._latency.decay = decay
-
     def multicallable(self, kind: str, method: Method) -> Callable[..., Any]:
         """Return grpcio's multicallable of `kind` (`unary_unary`, ...) on this channel."""
         if method.intercepted:  # it has its stub's own way with messages
@@ -188,26 +186,50 @@ class Endpoint:
             multicallable = self._multicallables[key] = method.multicallable(self._channel, kind)
         return multicallable
 
-    def start(self, inner: Any) -> None:
-        """Count an attempt, grpc's call `inner`, as pending; exactly one `finish` follows."""
-        self._latency.pending += 1
+    def start(self, inner: Any, now: float, *, timed: bool) -> None:
+        """Count an attempt, grpc's call `inner`, as pending; exactly one `finish` follows.
+
+        `timed`: its duration is a latency, as a stream's is not.
+        """
+        self.load.start(now, timed=timed)
         self._under_way.add(inner)
 
     def finish(
-        self, inner: Any, outcome: Outcome, latency: float | None, now: float, generation: int
+        self,
+        inner: Any,
+        outcome: Outcome,
+        now: float,
+        *,
+        started: float,
+        timed: bool,
+        latency: float | None,
+        generation: int,
     ) -> None:
         """Count an attempt as over and learn from it.
 
-        `latency` is its duration in seconds; None where that says nothing, as for a stream.
-        `generation` is that of the endpoint's health when the attempt began.
+        `latency` is its duration in seconds; None where that says nothing. `generation` is that of
+        the endpoint's health when the attempt began.
         """
-        known = self._latency
-        known.pending -= 1
+        load = self.load
+        load.finish(started, timed=timed)
         self._under_way.discard(inner)
-        known.learn(outcome, latency, now)
+        load.learn(outcome, latency, now)
         self._tell(outcome, now, generation)
-        if self._idle is not None and not known.pending:
+        if self._idle is not None and not load.pending:
             self._idle.set()
+
+    def reported(self, data: bytes, now: float) -> None:
+        """Take in a load report, as it came."""
+        known, report = self._report
+        if data != known:  # a server says the same for a while
+            try:
+                report = LoadReport.from_wire(data)
+            except ValueError as error:
+                report = None
+                _log.debug("instance %s reports no load: %s", self.id, error)
+            self._report = (data, report)
+        if report is not None:
+            self.capacity.report(report, now)
 
     def answered(self, now: float, generation: int) -> None:
         """Take note of the first message of a stream: as a probe, it need not end for that."""
@@ -229,15 +251,16 @@ class Endpoint:
             _log.warning("instance %s of %s: %s", self.id, self.instance.service, why)
 
     def warm_up(self, now: float, window: float) -> None:
-        """Begin a slow start; what was learned of its latency before is forgotten."""
+        """Begin a slow start; what was learned of it before is forgotten."""
         self.warm_at = now + window
-        self._latency.forget()
+        self.load.forget()
+        self.capacity.forget()
 
     async def close(self, grace: float) -> None:
         """Give calls under way `grace` seconds to end, then close the channel."""
         if self._watcher is not None:
             self._watcher.cancel()
-        if self.pending and grace > 0:
+        if self.load.pending and grace > 0:
             self._idle = asyncio.Event()
             try:
                 async with asyncio.timeout(grace):

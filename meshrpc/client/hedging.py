@@ -59,7 +59,7 @@ class HedgedCall(UnaryUnaryCall):
         await destination.clock.sleep(delay)
         self._due = None
         now = destination.clock.now()
-        endpoint = destination.pick_untried(self._tried, now, self._said)
+        endpoint = destination.pick_untried(self._tried, now, self._aim)
         if endpoint is None or not self._hedging.grant(now):
             return
         attempt = self._attempt

@@ -20,8 +20,8 @@ import grpc.aio
 from opentelemetry.trace import Span
 
 from meshrpc import wire
+from meshrpc.client.aim import Aim
 from meshrpc.client.attempt import Attempt
-from meshrpc.client.call_options import CallOptions
 from meshrpc.client.destination import Destination
 from meshrpc.client.endpoint import Endpoint
 from meshrpc.client.intercepted import adding
@@ -34,9 +34,9 @@ from meshrpc.client.local_error import (
     refused,
 )
 from meshrpc.client.method import Method
-from meshrpc.client.next_attempt import Reference, after_wait, wait_for_next
-from meshrpc.clock import SystemClock
+from meshrpc.client.next_attempt import Reference, after_wait, fail_with, wait_for_next
 from meshrpc.interceptors.server_call import ServerCall
+from meshrpc.policy.model import Fault
 from meshrpc.policy.table import MethodPolicy
 from meshrpc.registry.instance import Instance
 from meshrpc.resilience.outcome import Outcome
@@ -76,7 +76,7 @@ class LogicalCall:
         credentials: grpc.CallCredentials | None,
         wait_for_ready: bool | None,
         compression: grpc.Compression | None,
-        options: CallOptions,
+        aim: Aim,
         serving: ServerCall | None,
     ) -> None:
         self._destination = destination
@@ -86,7 +86,7 @@ class LogicalCall:
         self._deadline = deadline
         self._metadata = metadata
         self._added = added
-        self._said = options
+        self._aim = aim
         self._serving = serving
         self._wait_for_ready = wait_for_ready
         self._options = {"credentials": credentials, "compression": compression}
@@ -109,8 +109,10 @@ class LogicalCall:
         if self._is_too_late(now) or self._is_refused(now):
             return
         policy = self._policy
+        if policy.fault is not None and self._is_faulted(policy.fault):
+            return
         repeatable = self._sampled and policy.idempotent and policy.retry.attempts > 1
-        endpoint = self._destination.pick(now, self._said, repeatable=repeatable)
+        endpoint = self._destination.pick(now, self._aim, repeatable=repeatable)
         if endpoint is None:
             self._schedule(0.0)
             return
@@ -144,6 +146,28 @@ class LogicalCall:
         self._fail(refused(destination.service, refusal))
         return True
 
+    def _is_faulted(self, fault: Fault) -> bool:
+        """Delay the call or fail it, or both, if its route's fault says so."""
+        destination = self._destination
+        injection = destination.faults.draw(fault, destination.rng)
+        if injection is None:
+            return False
+        error = None
+        if injection.abort is not None:
+            why = f"aborted by the fault of route {self._policy.route!r}"
+            error = local_error(injection.abort, why)
+        if error is not None and not injection.delay:
+            destination.faults.end()
+            self._fail(error)
+            return True
+        delay, left = injection.delay, self.time_remaining()
+        if left is not None and left <= delay:
+            delay, error = left, None  # its deadline is looked at when the wait is over
+        self._schedule(delay, error)
+        assert self._next is not None  # noqa: S101 - it waits
+        self._next.add_done_callback(lambda _: destination.faults.end())
+        return True
+
     def __repr__(self) -> str:
         state = "done" if self._done else "running"
         return f"<{type(self).__name__} {self._method.path} {state} attempts={len(self._tried)}>"
@@ -162,6 +186,9 @@ class LogicalCall:
 
     def _close_requests(self) -> None:
         """Stop asking the user for messages to send."""
+
+    def _offer_copy(self) -> None:
+        """Let the route's mirror have a copy of the call, which has gone out."""
 
     # Attempts.
 
@@ -184,9 +211,10 @@ class LogicalCall:
         if self._held or self._callbacks:
             attempt.keep(self)
         attempt.start(inner)
-        if timeout is not None and not isinstance(self._destination.clock, SystemClock):
-            expiry = self._destination.wait(attempt.expire_after(timeout), contextvars.Context())
-            inner.add_done_callback(lambda _: expiry.cancel())
+        if self._policy.mirror is not None and len(self._tried) == 1:
+            self._offer_copy()
+        if timeout is not None:
+            self._destination.expire(attempt, timeout)
 
     def _launch(self, endpoint: Endpoint, timeout: float | None) -> Any:
         """Start grpc's call at an endpoint, with the metadata of all parties.
@@ -250,7 +278,7 @@ class LogicalCall:
         if failure.not_sent and self._wait_for_ready:
             self._schedule(0.0)  # it goes on waiting for whoever is ready
             return True
-        if failure.not_sent and destination.is_unreachable(self._said):
+        if failure.not_sent and destination.is_unreachable(self._aim):
             return False  # the others could only say the same
         wait = pause_before_retry(
             self._policy.retry,
@@ -268,15 +296,18 @@ class LogicalCall:
         self._schedule(wait)
         return True
 
-    def _schedule(self, pause: float) -> None:
+    def _schedule(self, pause: float, error: grpc.aio.AioRpcError | None = None) -> None:
+        """Go on after a pause: with an attempt as soon as there is an endpoint, or with an error."""
         destination = self._destination
         find = partial(
             destination.wait_for_endpoint,
             self._deadline,
             wait_for_ready=bool(self._wait_for_ready),
             tried=self._tried,
-            options=self._said,
+            aim=self._aim,
         )
+        if error is not None:
+            find = partial(fail_with, error)
         # Like an attempt, the wait does not hold a stream that its user may forget.
         who: Reference = (lambda: self) if self._held or self._callbacks else weakref.ref(self)
         waiting = wait_for_next(who, partial(destination.clock.sleep, pause), find)

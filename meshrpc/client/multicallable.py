@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
+from meshrpc.client.aim import take_aim
 from meshrpc.client.call import (
     StreamStreamCall,
     StreamUnaryCall,
@@ -26,7 +27,7 @@ from meshrpc.client.method import Method
 from meshrpc.client.waiting import AwaitableCall
 from meshrpc.interceptors.server_call import CURRENT, ServerCall
 from meshrpc.metadata import checked
-from meshrpc.policy.table import MethodPolicy, PolicyTable
+from meshrpc.policy.table import MethodRoutes, PolicyTable
 from meshrpc.telemetry import tracing
 from meshrpc.wire import CRITICALITY, Criticality, Metadata
 
@@ -55,38 +56,47 @@ class _MultiCallable:
     _hedged: Callable[..., AwaitableCall]
     """Makes a call whose policy has `hedge`."""
     _unary = False
+    """One request, one answer: it has the policy's timeout."""
 
     def __init__(self, channel: Caller, method: Method) -> None:
         self._channel = channel
         self._method = method
         self._table: PolicyTable | None = None
-        self._policy: MethodPolicy
+        self._routes: MethodRoutes
 
     def _start(
         self,
         request: Any,
+        message: Any,
         timeout: float | None,
         metadata: Any,
         credentials: grpc.CallCredentials | None,
         wait_for_ready: bool | None,
         compression: grpc.Compression | None,
     ) -> Any:
+        """Start a call. `request` is what is sent, `message` what it was made of."""
         if credentials is not None and self._channel.dialing.credentials is None:
             raise grpc.aio.UsageError("Call credentials are only valid on secure channels")
         destination = self._channel.bound()
         table = destination.table
         if table is not self._table:
-            self._policy, self._table = table.method(self._method.path), table
+            self._routes, self._table = table.method(self._method.path), table
         pairs = checked(metadata) if metadata else ()
+        policy = self._routes.fixed or self._routes.choose(pairs)
         serving, options = CURRENT.get(), CALL_OPTIONS.get()
-        deadline = self._deadline(timeout, destination.clock.now(), serving)
+        if timeout is None and self._unary:
+            timeout = policy.timeout
+        deadline = _deadline(timeout, destination.clock.now(), serving)
+        aim = take_aim(options, policy, table, message, pairs)
         added: Metadata = ()
         criticality = options.criticality or (serving and serving.criticality)
         if criticality and criticality is not Criticality.DEFAULT:
             added = ((CRITICALITY, criticality.value),)
         # Nothing fails between here and the call, which ends the span.
         span = tracing.start_client_span(self._method.path, destination.service)
-        policy = self._policy if options.retry else self._policy.once
+        added += tracing.inject(span)
+        if not options.retry:
+            policy = policy.once
         make = self._call if policy.hedge is None else self._hedged
         call = make(
             request,
@@ -96,26 +106,23 @@ class _MultiCallable:
             span,
             deadline=deadline,
             metadata=pairs,
-            added=added + tracing.inject(span),
+            added=added,
             credentials=credentials,
             wait_for_ready=wait_for_ready,
             compression=compression,
-            options=options,
+            aim=aim,
             serving=serving,
         )
         self._channel.track(call)
         return call
 
-    def _deadline(
-        self, timeout: float | None, now: float, serving: ServerCall | None
-    ) -> float | None:
-        """The caller's timeout wins over the policy's; the handler's deadline caps both."""
-        if timeout is None and self._unary:
-            timeout = self._policy.timeout
-        deadline = None if timeout is None else now + min(timeout, _LONGEST)
-        if serving is not None and serving.deadline is not None:
-            return serving.deadline if deadline is None else min(deadline, serving.deadline)
-        return deadline
+
+def _deadline(timeout: float | None, now: float, serving: ServerCall | None) -> float | None:
+    """A call's own timeout, or the policy's; the handler's deadline caps both."""
+    deadline = None if timeout is None else now + min(timeout, _LONGEST)
+    if serving is not None and serving.deadline is not None:
+        return serving.deadline if deadline is None else min(deadline, serving.deadline)
+    return deadline
 
 
 class _UnaryRequest(_MultiCallable):
@@ -133,7 +140,9 @@ class _UnaryRequest(_MultiCallable):
     ) -> Any:
         """Start a call; `timeout` in seconds."""
         data = self._method.serialize(request)
-        return self._start(data, timeout, metadata, credentials, wait_for_ready, compression)
+        return self._start(
+            data, request, timeout, metadata, credentials, wait_for_ready, compression
+        )
 
 
 class _StreamRequest(_MultiCallable):
@@ -150,7 +159,7 @@ class _StreamRequest(_MultiCallable):
     ) -> Any:
         """Start a call; `timeout` in seconds."""
         return self._start(
-            request_iterator, timeout, metadata, credentials, wait_for_ready, compression
+            request_iterator, None, timeout, metadata, credentials, wait_for_ready, compression
         )
 
 

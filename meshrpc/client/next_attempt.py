@@ -49,6 +49,11 @@ async def wait_for_next(
         call.go_on(found)
 
 
+async def fail_with(error: grpc.aio.AioRpcError) -> Endpoint:
+    """Find no endpoint, but this error."""
+    raise error
+
+
 def after_wait(who: Reference, task: asyncio.Task[None]) -> None:
     """Tell the call that its wait has ended."""
     call = who()

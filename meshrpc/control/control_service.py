@@ -18,18 +18,11 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from meshrpc.clock import Clock
-from meshrpc.control.pushes import (
-    ANSWER_WITHIN,
-    Kind,
-    Process,
-    Push,
-    Pushes,
-    Resource,
-    State,
-    Subscriber,
-)
+from meshrpc.control.instance_sets import InstanceSets
+from meshrpc.control.pushes import ANSWER_WITHIN, Pushes, State
 from meshrpc.control.refusals import name_problem
 from meshrpc.control.store import Applied, PolicyStore
+from meshrpc.control.subscriber import Kind, Process, Push, Resource, Subscriber
 from meshrpc.registry.leases import LeaseTable
 from meshrpc.v1 import control_pb2, control_pb2_grpc
 
@@ -66,8 +59,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self._due_changed = asyncio.Event()
         self._acknowledgements: dict[Resource, asyncio.Event] = {}
         self._is_stopping = False
-        # One set goes to many: it is made once for each version of it.
-        self._instance_sets: dict[tuple[str, str], control_pb2.InstanceSet] = {}
+        self._instance_sets = InstanceSets(leases)
         store.on_change = self._policies_changed
 
     def __repr__(self) -> str:
@@ -97,11 +89,12 @@ class ControlService(control_pb2_grpc.ControlServicer):
             await self._write(context, subscriber, stream)
         finally:
             reader.cancel()
-            await asyncio.wait([reader])
             del self._streams[subscriber]
             watched = tuple(subscriber.wants)
             self._pushes.leave(subscriber)
-            self._acknowledged(watched)  # nobody waits for one that has gone
+            self._dropped(watched)
+            # Last: it may be cancelled, and a subscriber left behind would hold up every drain.
+            await asyncio.wait([reader])
         if stream.why_ended is not None:
             await context.abort(*stream.why_ended)
 
@@ -128,6 +121,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             version=hello.version or None,
             pid=hello.pid or None,
             library=hello.library,
+            accepts_differences=hello.accepts_differences,
         )
 
     async def _write(self, context: Any, subscriber: Subscriber, stream: _Stream) -> None:
@@ -180,7 +174,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
                 wanted += [Resource(Kind.INSTANCES, namespace, name) for name in interest.instances]
                 dropped = subscriber.wants.keys() - set(wanted)
                 self._pushes.want(subscriber, {one: self._version(one) for one in wanted})
-                self._acknowledged(dropped)
+                self._dropped(dropped)
             case "acknowledgement":
                 answer = request.acknowledgement
                 refused = {
@@ -226,7 +220,6 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     def instances_changed(self, namespace: str, service: str) -> None:
         """Push what the lease table now has of the service."""
-        self._instance_sets.pop((namespace, service), None)
         resource = Resource(Kind.INSTANCES, namespace, service)
         self._changed(resource, self._version(resource))
 
@@ -288,6 +281,13 @@ class ControlService(control_pb2_grpc.ControlServicer):
         for subscriber in subscribers:
             self._streams[subscriber].wake.set()
 
+    def _dropped(self, resources: Collection[Resource]) -> None:
+        """Let go of what a subscriber no longer wants: nobody waits for its answer."""
+        self._acknowledged(resources)
+        for resource in resources:
+            if resource.kind is Kind.INSTANCES and not self._pushes.is_wanted(resource):
+                self._instance_sets.forget(resource.namespace, resource.name)
+
     def _acknowledged(self, resources: Collection[Resource]) -> None:
         for resource in resources:
             event = self._acknowledgements.pop(resource, None)
@@ -300,8 +300,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     def _encode(self, push: Push) -> control_pb2.Push:
         message = control_pb2.Push(nonce=push.nonce, revision=push.revision)
-        for kind, namespace, name in push.resources:
-            if kind is Kind.POLICY:
+        for resource in push.resources:
+            namespace, name = resource.namespace, resource.name
+            if resource.kind is Kind.POLICY:
                 stored = self._store.get(namespace, name)
                 message.policies.add(
                     namespace=namespace,
@@ -310,21 +311,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
                     document="" if stored is None else stored.document,
                 )
             else:
-                message.instances.append(self._instance_set(namespace, name))
+                base = push.bases.get(resource, 0)
+                message.instances.append(self._instance_sets.newest(namespace, name, base))
         return message
-
-    def _instance_set(self, namespace: str, service: str) -> control_pb2.InstanceSet:
-        made = self._instance_sets.get((namespace, service))
-        if made is None:
-            instances = self._leases.snapshot(namespace, service).instances
-            made = control_pb2.InstanceSet(
-                service=service,
-                version=self._leases.version(namespace, service),
-                instances=[instance.to_wire() for instance in instances],
-            )
-            if instances:  # of what does not exist nothing is kept
-                self._instance_sets[namespace, service] = made
-        return made
 
 
 class _Stream:

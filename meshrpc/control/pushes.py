@@ -3,7 +3,8 @@
 The delivery of xDS (versions, nonces, ACK and NACK per resource) with Istio's debounce: the first
 change of a resource goes out at once, what follows within `QUIET` is gathered, latest wins. A
 push carries everything its subscriber lacks, and one at most is unanswered: whoever is slow
-gets fewer, larger steps and holds up nobody.
+gets fewer, larger steps and holds up nobody. As in the incremental xDS, of a set that the
+subscriber has acknowledged only what differs has to be sent.
 
 Pure: `now` is an argument and every method says who may have something to send. It knows
 resources by version only; their content is read when the push is made.
@@ -14,7 +15,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+
+from meshrpc.control.subscriber import Held, Kind, Process, Push, Resource, Subscriber
 
 QUIET = 0.1
 """Seconds without a change that end a gathering."""
@@ -26,51 +28,12 @@ NAMED = 3
 """Resources named in a reason; the others are counted."""
 
 
-class Kind(enum.StrEnum):
-    """What is pushed."""
-
-    POLICY = "policy"
-    INSTANCES = "instances"
-
-
-class Resource(NamedTuple):
-    """One policy document or instance set."""
-
-    kind: Kind
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} of {self.name}"
-
-
 class State(enum.StrEnum):
     """How far a subscriber is."""
 
     SYNCED = "synced"
     PENDING = "pending"
     REFUSED = "refused"
-
-
-@dataclass(frozen=True, slots=True)
-class Process:
-    """What a subscriber says it is."""
-
-    namespace: str
-    service: str
-    instance: str
-    version: str | None = None
-    pid: int | None = None
-    library: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Push:
-    """One push: the resources to send, by version; `revision` is the policy store's."""
-
-    nonce: str
-    revision: int
-    resources: Mapping[Resource, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,42 +50,13 @@ class ProcessState:
 
 
 @dataclass(slots=True)
-class _Held:
-    """What one subscriber has of one resource."""
-
-    sent: int | None = None
-    acknowledged: int | None = None
-    refused: str | None = None
-    ignored: tuple[str, ...] = ()
-
-
-@dataclass(slots=True, eq=False)
-class Subscriber:
-    """One stream. Its fields belong to `Pushes`."""
-
-    process: Process
-    wants: dict[Resource, _Held] = field(default_factory=dict)
-    has_said: bool = False
-    """Whether it has said what it wants, be it nothing."""
-    unanswered: Push | None = None
-    heard: float = 0.0
-    revision: int = 0
-    pushes: int = 0
-
-    def __repr__(self) -> str:
-        name = f"{self.process.service}/{self.process.instance}"
-        waits = f" unanswered={self.unanswered.nonce}" if self.unanswered else ""
-        return f"<Subscriber {name} resources={len(self.wants)} revision={self.revision}{waits}>"
-
-
-@dataclass(slots=True)
 class _Watched:
     """One resource that somebody wants."""
 
     version: int
     published: int
     """The newest version that is a reason to push; `version` may be ahead while gathering."""
-    by: dict[Subscriber, _Held] = field(default_factory=dict)
+    by: dict[Subscriber, Held] = field(default_factory=dict)
     quiet_from: float = float("-inf")
     gathering_since: float = 0.0
 
@@ -170,7 +104,11 @@ class Pushes:
             if resource not in self._watched:
                 self._watched[resource] = _Watched(version, version)
             watched = self._watched[resource]
-            subscriber.wants[resource] = watched.by[subscriber] = _Held()
+            subscriber.wants[resource] = watched.by[subscriber] = Held()
+
+    def is_wanted(self, resource: Resource) -> bool:
+        """Whether anybody wants it."""
+        return resource in self._watched
 
     def changed(self, resource: Resource, version: int, now: float) -> Collection[Subscriber]:
         """Note a new version; return who may have something to send now."""
@@ -227,13 +165,8 @@ class Pushes:
                 is_due = is_due or held.sent is None or held.sent < watched.published
         if not is_due:
             return None
-        for resource, version in lacking.items():
-            subscriber.wants[resource].sent = version
-        subscriber.pushes += 1
-        push = Push(nonce=str(subscriber.pushes), revision=revision, resources=lacking)
-        subscriber.unanswered = push
         self._unanswered[subscriber] = now + ANSWER_WITHIN
-        return push
+        return subscriber.send(lacking, revision)
 
     def answered(
         self,
@@ -247,36 +180,15 @@ class Pushes:
         """Note an answer: `refused` gives reasons by kind and name, `ignored` `service: path`s.
 
         Returns the resources that are acknowledged at a newer version now. An answer to
-        anything but the push in flight is nothing.
+        anything but the push in flight is nothing. A difference that was refused is due again
+        at once, whole; anything else that was refused, with its next change.
         """
         push = subscriber.unanswered
         if push is None or push.nonce != nonce:
             return ()
-        subscriber.unanswered = None
         subscriber.heard = now
         self._unanswered.pop(subscriber, None)
-        paths: dict[str, list[str]] = {}
-        for line in ignored:
-            service, _, path = line.partition(": ")
-            paths.setdefault(service, []).append(path)
-        taken = []
-        for resource, version in push.resources.items():
-            held = subscriber.wants.get(resource)
-            if held is None or held.sent != version:
-                continue  # no longer wanted, or wanted anew meanwhile
-            held.refused = (refused or {}).get((resource.kind, resource.name))
-            if held.refused is None:
-                held.acknowledged = version
-                taken.append(resource)
-                is_policy = resource.kind is Kind.POLICY
-                held.ignored = tuple(paths.get(resource.name, ())) if is_policy else ()
-        if not any(
-            held.refused is not None
-            for resource, held in subscriber.wants.items()
-            if resource.kind is Kind.POLICY
-        ):
-            subscriber.revision = push.revision
-        return taken
+        return subscriber.answered(push, refused or {}, ignored)
 
     def acknowledged(self, namespace: str, service: str, version: int) -> bool:
         """Whether all who watch the service's instances have taken `version` or a newer one."""

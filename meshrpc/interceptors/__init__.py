@@ -6,11 +6,14 @@ from collections.abc import Iterable
 
 from meshrpc.interceptors.arrival import DeadlineInterceptor, TargetInterceptor
 from meshrpc.interceptors.compose import ServerInterceptor
+from meshrpc.interceptors.load_report import LoadReportInterceptor
 from meshrpc.interceptors.rate_limit import RateLimitInterceptor
 from meshrpc.interceptors.tracing import TracingInterceptor
 
 SERVER_ORDER: tuple[type[ServerInterceptor], ...] = (
-    # Before everything: nobody waits for the answer, so nothing may be spent on it.
+    # Outermost: refusals tell the load as well. They are the answers of those who are busiest.
+    LoadReportInterceptor,
+    # Before all that costs something: nobody waits for the answer, so nothing may be spent on it.
     DeadlineInterceptor,
     # Before anything counts: a call for another instance is none of ours.
     TargetInterceptor,

@@ -89,7 +89,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         if self._sync_handlers is None:
             self._sync_handlers = SyncHandlers()
         adapted = self._sync_handlers.adapt(method, handler)
-        composed = compose(method, adapted, (self,))
+        composed = compose(method, adapted, (self,), alone=True)
         if len(self._composed) >= _MOST_METHODS:
             self._composed.clear()
         self._composed[method] = (handler, composed)
@@ -103,17 +103,20 @@ def compose(
     *,
     draining: asyncio.Event | None = None,
     clock: Clock = SYSTEM_CLOCK,
+    alone: bool = False,
 ) -> Handler:
     """Return `handler` with the concerns round it, the first one outermost; its shape stays.
 
     The handler must be asynchronous. It runs with `current_call()` set. `draining` is the event
-    that its calls show.
+    that its calls show. `alone`: its context is grpcio's own, whose `abort` knows nothing of the
+    trailers that concerns add.
     """
     around = _Around(
         method,
         tuple(concern for concern in interceptors if concern.applies_to(method)),
         asyncio.Event() if draining is None else draining,
         clock,
+        alone=alone,
     )
     behavior = behavior_of(handler)
     # Fewer cases than it seems: whether requests stream makes no difference here.
@@ -141,11 +144,14 @@ class _Around:
         concerns: tuple[ServerInterceptor, ...],
         draining: asyncio.Event,
         clock: Clock,
+        *,
+        alone: bool,
     ) -> None:
         self._method = method
         self._concerns = concerns
         self._draining = draining
         self._clock = clock
+        self._alone = alone
 
     def coroutine(self, behavior: Behavior) -> Behavior:
         """Wrap a handler that is one coroutine: unary responses, and streams it writes itself."""
@@ -154,7 +160,8 @@ class _Around:
             call = self._arrive(context)
             refusal = self._begin(call)
             if refusal is not None:
-                await _refuse(context, refusal)
+                await _refuse(context, call, refusal)
+            early = self._set_early(context, call)
             code = grpc.StatusCode.UNKNOWN
             try:
                 response = await behavior(request, context)
@@ -163,8 +170,8 @@ class _Around:
                 code = _status_of_failure(error, context)
                 raise
             finally:
-                if call.dependency_failed:
-                    _stop_chain(context, code)
+                if call.dependency_failed or call.has_trailers:
+                    _set_trailers(context, call, code, early)
                 self._end(call, code, self._concerns)
             return response
 
@@ -182,7 +189,8 @@ class _Around:
             call = self._arrive(context)
             refusal = self._begin(call)
             if refusal is not None:
-                await _refuse(context, refusal)
+                await _refuse(context, call, refusal)
+            early = self._set_early(context, call)
             open_calls = [call]
 
             def end(code: grpc.StatusCode) -> None:
@@ -200,8 +208,8 @@ class _Around:
             else:
                 code = status_of(context)
             finally:
-                if call.dependency_failed:
-                    _stop_chain(context, code)
+                if call.dependency_failed or call.has_trailers:
+                    _set_trailers(context, call, code, early)
                 end(code)
 
         return stream
@@ -222,13 +230,23 @@ class _Around:
             try:
                 concern.begin(call)
             except Refused as refusal:
+                call.is_refused = True
                 self._end(call, refusal.code, self._concerns[:index])
                 return refusal
             except Exception:  # noqa: BLE001 - without an answer the client would wait
                 _LOG.exception("%r failed at the beginning of %s", concern, call.method)
+                call.is_refused = True
                 self._end(call, grpc.StatusCode.INTERNAL, self._concerns[:index])
                 return Refused(grpc.StatusCode.INTERNAL, "internal error")
         return None
+
+    def _set_early(self, context: Any, call: ServerCall) -> Metadata:
+        """Set what concerns send where the handler's `abort` would send what is set by then."""
+        if not (self._alone and call.has_trailers):
+            return ()
+        early = call.with_trailers(())
+        context.set_trailing_metadata(early)
+        return early
 
     @staticmethod
     def _end(
@@ -241,14 +259,18 @@ class _Around:
                 _LOG.exception("%r failed at the end of %s", concern, call.method)
 
 
-def _stop_chain(context: Any, code: grpc.StatusCode) -> None:
+def _set_trailers(context: Any, call: ServerCall, code: grpc.StatusCode, early: Metadata) -> None:
     # Too late for an abort, which sends the trailers at once: `CallContext` sees to that.
-    if code is not grpc.StatusCode.OK:
-        context.set_trailing_metadata(stopped(context.trailing_metadata()))
+    trailers: Metadata = context.trailing_metadata() or ()
+    if early:
+        trailers = tuple(pair for pair in trailers if pair not in early)
+    if call.dependency_failed and code is not grpc.StatusCode.OK:
+        trailers = stopped(trailers)
+    context.set_trailing_metadata(call.with_trailers(trailers))
 
 
-async def _refuse(context: Any, refusal: Refused) -> NoReturn:
-    await context.abort(refusal.code, refusal.details, refusal.trailers)
+async def _refuse(context: Any, call: ServerCall, refusal: Refused) -> NoReturn:
+    await context.abort(refusal.code, refusal.details, call.with_trailers(refusal.trailers))
     raise refusal  # abort never returns
 
 

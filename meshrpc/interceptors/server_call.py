@@ -9,7 +9,7 @@ generator of a cancelled stream fails, since that one is closed from another con
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
@@ -24,11 +24,13 @@ class ServerCall:
 
     __slots__ = (
         "_clock",
+        "_trailers",
         "caller",
         "criticality",
         "deadline",
         "dependency_failed",
         "draining",
+        "is_refused",
         "metadata",
         "method",
         "span",
@@ -66,6 +68,9 @@ class ServerCall:
         only repeat what was tried there."""
         self.span: Span | None = None
         """The span of this call, when it is traced."""
+        self.is_refused = False
+        """Whether a concern ended it before its handler ran."""
+        self._trailers: tuple[Callable[[], Metadata], ...] = ()
         self._clock = clock
 
     def __repr__(self) -> str:
@@ -78,6 +83,27 @@ class ServerCall:
         if self.deadline is None:
             return None
         return max(0.0, self.deadline - self._clock.now())
+
+    @property
+    def has_trailers(self) -> bool:
+        """Whether a concern has added trailers."""
+        return bool(self._trailers)
+
+    def add_trailers(self, trailers: Callable[[], Metadata]) -> None:
+        """Have what `trailers` returns sent with the call's status, whatever the way out.
+
+        For the `begin` of a concern. It is asked when the status is sent, and must not raise; of
+        a key that the handler sends itself, the handler's values go.
+        """
+        self._trailers = (*self._trailers, trailers)
+
+    def with_trailers(self, trailers: Metadata) -> Metadata:
+        """Return the handler's own trailers with those that concerns have added."""
+        if not self._trailers:
+            return trailers
+        own = {key for key, _ in trailers}
+        added = (pair for each in self._trailers for pair in each() if pair[0] not in own)
+        return (*trailers, *added)
 
 
 _CRITICALITIES: dict[str | bytes, Criticality] = {each.value: each for each in Criticality}

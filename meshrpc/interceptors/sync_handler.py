@@ -15,6 +15,7 @@ import contextvars
 import inspect
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NoReturn
@@ -29,6 +30,7 @@ from meshrpc.interceptors.method_handler import (
     is_async,
     with_behavior,
 )
+from meshrpc.telemetry.thread_load import ThreadLoad
 from meshrpc.wire import NOT_EXECUTED, Metadata
 
 _LOG = logging.getLogger("meshrpc.server")
@@ -44,6 +46,8 @@ class SyncHandlers:
     """Makes `def` handlers asynchronous; owns the threads that run them."""
 
     def __init__(self, threads: int = DEFAULT_THREADS) -> None:
+        self.load = ThreadLoad(threads)
+        """How busy the threads are."""
         self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
 
@@ -80,7 +84,7 @@ class SyncHandlers:
     def _submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="meshrpc-handler")
-        return self._pool.submit(_carry_out, work, *arguments)
+        return self._pool.submit(_carry_out, self.load, time.monotonic(), work, *arguments)
 
     def _unary(self, behavior: Behavior) -> Behavior:
         async def unary(request: Any, context: Any) -> Any:
@@ -142,12 +146,17 @@ class SyncHandlers:
         return server_stream
 
 
-def _carry_out(work: Callable[..., Any], *arguments: Any) -> Any:
+def _carry_out(
+    load: ThreadLoad, submitted: float, work: Callable[..., Any], *arguments: Any
+) -> Any:
+    started = load.start(submitted)
     try:
         return work(*arguments)
     except StopIteration as error:
         # A future cannot carry it, and whoever waits would wait for ever. As in generators.
         raise RuntimeError("handler raised StopIteration") from error
+    finally:
+        load.finish(started)
 
 
 def _in_time(

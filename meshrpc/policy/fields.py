@@ -1,8 +1,7 @@
 """The fields of a policy document: which there are, and what each may say.
 
 A field is carried out by this release, or only accepted: typed and checked like any other, so
-that a document is right or wrong today and not on the day of an upgrade. Something that would
-otherwise be done wrongly (a balancer that this release lacks) is refused. What the fields mean is
+that a document is right or wrong today and not on the day of an upgrade. What the fields mean is
 told to users in docs/policy.md; defaults stand in `model`. Fields about failures are in
 `failures`, those of routes in `routes`.
 """
@@ -10,12 +9,20 @@ told to users in docs/policy.md; defaults stand in `model`. Fields about failure
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from meshrpc.policy.failures import FAILURE_FIELDS
-from meshrpc.policy.model import Balancer, BalancerKind, LimitMode, RateLimit, ShareMode
-from meshrpc.policy.names import any_service, bucket_key, label, name
-from meshrpc.policy.quantities import duration, integer, percentage, rate
+from meshrpc.policy.model import (
+    Balancer,
+    BalancerKind,
+    LimitMode,
+    Locality,
+    RateLimit,
+    ShareMode,
+)
+from meshrpc.policy.names import any_service, bucket_key, hash_key, label, name
+from meshrpc.policy.quantities import duration, integer, number, percentage, rate
 from meshrpc.policy.routes import routes, stream, subsets_are_known
 from meshrpc.policy.schema import (
     Fields,
@@ -35,14 +42,37 @@ SCHEMA = "meshrpc.policy/v1"
 
 # Carried out by this release.
 
-_balancer: Reader[Balancer] = one_of(
+
+def _kind(kind: BalancerKind, **parameters: Reader[Any]) -> Reader[Balancer]:
+    return record(partial(Balancer, kind), parameters)
+
+
+_max_load = number(1.05, 100)
+"""With less than a twentieth to spare, most keys would be passed on when loads differ by chance."""
+
+_balancer = one_of(
     {
-        "random": record(lambda: Balancer(BalancerKind.RANDOM), {}),
-        "round_robin": record(lambda: Balancer(BalancerKind.ROUND_ROBIN), {}),
-        "peak_ewma": record(Balancer, {"decay": duration}),
-        "ring_hash": record(lambda: Balancer(BalancerKind.RING_HASH), {}),
-    },
-    planned=frozenset(BalancerKind),
+        "round_robin": _kind(BalancerKind.ROUND_ROBIN),
+        "random": _kind(BalancerKind.RANDOM),
+        "weighted_round_robin": _kind(
+            BalancerKind.WEIGHTED_ROUND_ROBIN,
+            blackout=duration,
+            expiry=duration,
+            update=duration,
+            error_penalty=number(0, 1000),
+        ),
+        "least_request": _kind(BalancerKind.LEAST_REQUEST, choices=integer(2, 10)),
+        "peak_ewma": _kind(BalancerKind.PEAK_EWMA, decay=duration),
+        "ring_hash": _kind(BalancerKind.RING_HASH, max_load=_max_load),
+        "maglev": _kind(BalancerKind.MAGLEV, max_load=_max_load),
+    }
+)
+
+_locality = one_of(
+    {
+        "none": record(Locality, {}),
+        "zone": record(partial(Locality, zone=True), {"min_instances": integer(1, 1_000_000)}),
+    }
 )
 
 _rate_limit = record(
@@ -62,8 +92,12 @@ _rate_limit = record(
 CARRIED_OUT: Mapping[str, Reader[Any]] = {
     "timeout": duration,
     "balancer": _balancer,
+    "hash_key": hash_key,
+    "subset_size": integer(1, 100_000),
+    "locality": _locality,
     **FAILURE_FIELDS,
     "subsets": mapping_of(name, mapping_of(label, label)),
+    "routes": routes,
     "rate_limits": list_of(_rate_limit, distinct=lambda limit: limit["name"]),
 }
 
@@ -76,7 +110,6 @@ def _sample() -> Reader[Fields]:
 
 
 ACCEPTED: Mapping[str, Reader[Any]] = {
-    "routes": routes,
     "stream": stream,
     "concurrency": one_of({"adaptive": plain({})}),
     "telemetry": plain({"tracing": _sample(), "access_log": _sample()}),

@@ -34,6 +34,23 @@ class Balancer:
     kind: BalancerKind = BalancerKind.PEAK_EWMA
     decay: float = 10.0
     """peak_ewma: how long a latency peak is remembered, as a time constant."""
+    choices: int = 2
+    """least_request: how many instances are drawn, of which the least loaded gets the call."""
+    max_load: float | None = None
+    """ring_hash, maglev: calls under way at one instance at most, in multiples of the mean."""
+    blackout: float = 10.0
+    """weighted_round_robin: how long an instance must have been there for its reports to count."""
+    expiry: float = 180.0
+    """weighted_round_robin: how long a report counts."""
+    update: float = 1.0
+    """weighted_round_robin: how often weights are worked out anew."""
+    error_penalty: float = 1.0
+    """weighted_round_robin: what a failing call adds to the utilization, in calls."""
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether calls of one key go to one instance."""
+        return self.kind in (BalancerKind.RING_HASH, BalancerKind.MAGLEV)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +132,115 @@ class CircuitBreaker:
     max_requests: int = 1024
 
 
+@dataclass(frozen=True, slots=True)
+class Locality:
+    """Whether calls stay in their caller's zone, as far as its instances can carry them."""
+
+    zone: bool = False
+    min_instances: int = 6
+    """With fewer instances in all, zones make no difference."""
+
+
+class KeySource(enum.StrEnum):
+    """Where the key of a call stands."""
+
+    METADATA = "metadata"
+    FIELD = "field"
+
+
+@dataclass(frozen=True, slots=True)
+class HashKey:
+    """What calls that belong together have in common."""
+
+    source: KeySource
+    name: str
+    """A metadata key, or the path of a field of the request (`user.id`)."""
+
+
+class Comparison(enum.StrEnum):
+    """How a metadata value is compared."""
+
+    EXACT = "exact"
+    PREFIX = "prefix"
+    PRESENT = "present"
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataMatch:
+    """What one metadata key of a call has to say."""
+
+    key: str
+    comparison: Comparison
+    value: str
+    """`true` or `false` for `present`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Which calls a route is for: those that fit all of it."""
+
+    method: str | None = None
+    """`pkg.Service/Method` or `pkg.Service/*`."""
+    caller: str | None = None
+    """The calling service."""
+    metadata: tuple[MetadataMatch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One subset of a split, and its share relative to the others'."""
+
+    subset: str
+    weight: int
+
+
+class Fallback(enum.StrEnum):
+    """What becomes of a call when no subset that it may go to has an instance."""
+
+    NONE = "none"
+    ANY = "any"
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """Copies of calls, sent to a subset whose answers nobody waits for."""
+
+    subset: str
+    percent: float
+    """Of the calls, as a fraction of 1."""
+    max_active: int = 100
+    """Copies under way in one process at most; what comes on top is not copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is done to calls on purpose, to see what becomes of them. Fractions of 1."""
+
+    delay_percent: float = 0.0
+    delay: float = 0.0
+    abort_percent: float = 0.0
+    abort_code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
+    max_active: int | None = None
+    """Calls of one process that have a fault at a time at most; None: any number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What holds for some of the calls. None, or nothing: what holds for all of them."""
+
+    name: str
+    match: Match = Match()
+    split: tuple[Target, ...] = ()
+    """Where they go; nothing: to all instances."""
+    fallback: Fallback = Fallback.NONE
+    mirror: Mirror | None = None
+    fault: Fault | None = None
+    timeout: float | None = None
+    retry: Retry | None = None
+    hedge: Hedge | None = None
+    hash_key: HashKey | None = None
+
+
 class ShareMode(enum.StrEnum):
     """What a rate limit counts over."""
 
@@ -162,7 +288,11 @@ class Policy:
     slow_start: SlowStart | None = None
     throttle: Throttle | None = None
     circuit_breaker: CircuitBreaker | None = None
+    hash_key: HashKey | None = None
+    subset_size: int | None = None
+    locality: Locality | None = None
     subsets: Subsets | None = field(default=None, hash=False)
+    routes: tuple[Route, ...] | None = None
     rate_limits: tuple[RateLimit, ...] | None = None
 
 
@@ -182,7 +312,13 @@ class EffectivePolicy:
     slow_start: SlowStart = field(default_factory=SlowStart)
     throttle: Throttle = field(default_factory=Throttle)
     circuit_breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
+    hash_key: HashKey | None = None
+    """None: only `call_options(hash_key=...)` gives calls a key."""
+    subset_size: int = 100
+    """Instances that one process connects to at most; of each subset so many more."""
+    locality: Locality = field(default_factory=Locality)
     subsets: Subsets = field(default_factory=dict, hash=False)
+    routes: tuple[Route, ...] = ()
     rate_limits: tuple[RateLimit, ...] = ()
 
 

@@ -1,10 +1,11 @@
-"""The names and words of the policy language: services, methods, metadata, labels, status codes."""
+"""The names of the policy language: services, methods, metadata, fields, labels, status codes."""
 
 from __future__ import annotations
 
 import grpc
 
-from meshrpc.policy.schema import text, word
+from meshrpc.policy.model import HashKey, KeySource
+from meshrpc.policy.schema import Place, text, word
 
 _SERVICE = r"[\w.-]{1,128}"
 service = text(_SERVICE, "a service name has letters, digits, '.', '_' and '-', 128 at most")
@@ -29,6 +30,18 @@ bucket_key = text(
     rf"caller|method|metadata\.{_METADATA}",
     "expected caller, method or metadata.<key in lower case>",
 )
+
+_hash_key = text(
+    rf"metadata\.{_METADATA}|field\.{_WORD}(?:\.{_WORD})*",
+    "expected metadata.<key in lower case> or field.<path in the request>, such as field.user.id",
+)
+
+
+def hash_key(place: Place) -> HashKey:
+    """Read where the key of a call stands: `metadata.x-user`, `field.user.id`."""
+    source, _, name = _hash_key(place).partition(".")
+    return HashKey(KeySource(source), name)
+
 
 label = text(r"[^\s,=]{1,128}", "a label has no spaces, '=' or ',', 128 characters at most")
 code = word({each.name: each for each in grpc.StatusCode if each is not grpc.StatusCode.OK})

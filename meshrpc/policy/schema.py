@@ -176,11 +176,8 @@ def list_of(
     return read
 
 
-def one_of(choices: Mapping[str, Reader[T]], *, planned: frozenset[str] = frozenset()) -> Reader[T]:
-    """Read `{choice: parameters}`, or the bare word that is short for `{choice: {}}`.
-
-    `planned` are the language's words whose time has not come: refused, but not as misspelt.
-    """
+def one_of(choices: Mapping[str, Reader[T]]) -> Reader[T]:
+    """Read `{choice: parameters}`, or the bare word that is short for `{choice: {}}`."""
     rule = f"expected one of {_listed(choices)}"
 
     def read(place: Place) -> T:
@@ -193,11 +190,8 @@ def one_of(choices: Mapping[str, Reader[T]], *, planned: frozenset[str] = frozen
             case _:
                 raise place.refuse(rule)
         if choice not in choices:
-            if choice in planned:
-                rule_here = f"this release has {_listed(choices)}"
-            else:
-                rule_here = rule + suggestion(choice, choices)
-            raise Place(choice, place.path, place.report).refuse(rule_here)
+            hint = suggestion(choice, choices)
+            raise Place(choice, place.path, place.report).refuse(rule + hint)
         return parameters.read(choices[choice])
 
     return read

@@ -1,7 +1,7 @@
 """An instance as Consul stores it: a service, a little metadata, and a check for the lease.
 
 What Consul has fields for stands there (name, address, weight); the rest is `Meta`, one key
-each, labels as `label-NAME`. Consul knows no namespaces (its free edition) and wants ids unique
+each, labels as `label-NAME`, the figures of its load as `load-NAME`. Consul knows no namespaces (its free edition) and wants ids unique
 per agent, so the id it sees is `namespace:service:id`. What others registered, without our
 metadata, is an instance of namespace `default` under the id it has.
 
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from meshrpc.load_report import LoadReport
 from meshrpc.registry.instance import Health, Instance, State
 from meshrpc.settings import parse_address
 
@@ -25,6 +26,13 @@ REAP_AFTER = "1m"
 """How long Consul keeps a record whose lease ran out; a minute is its minimum. Nobody sees it."""
 
 _LABEL = "label-"
+_LOAD = {
+    "load-utilization": "utilization",
+    "load-rps": "rps",
+    "load-eps": "eps",
+    "load-queue-seconds": "queue_time",
+    "load-cpu": "cpu",
+}
 
 
 def service_id(instance: Instance) -> str:
@@ -49,6 +57,7 @@ def registration(instance: Instance, lease: float) -> dict[str, Any]:
         "incarnation": instance.incarnation,
         "weight": instance.weight,
         "state": instance.state.value,
+        **({} if instance.load is None else _load_meta(instance.load)),
         **{_LABEL + _encode(name): text for name, text in instance.labels.items()},
     }
     check = {
@@ -109,7 +118,21 @@ def _read(service: Mapping[str, Any], node_address: Any) -> Instance:
         incarnation=int(meta.get("incarnation") or 0),
         health=Health.SERVING,  # only instances whose checks pass are read
         state=State.DRAINING if meta.get("state") == State.DRAINING.value else State.ACTIVE,
+        load=_load(meta),
     )
+
+
+def _load_meta(load: LoadReport) -> dict[str, float]:
+    return {key: getattr(load, name) for key, name in _LOAD.items()}
+
+
+def _load(meta: Mapping[str, str]) -> LoadReport | None:
+    if not all(key in meta for key in _LOAD):
+        return None
+    try:
+        return LoadReport(**{name: float(meta[key]) for key, name in _LOAD.items()})
+    except ValueError:
+        return None  # it can be called all the same
 
 
 def _text(value: Any, what: str) -> str:

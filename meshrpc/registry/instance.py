@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from meshrpc.load_report import LoadReport
 from meshrpc.v1 import registry_pb2
 
 
@@ -56,11 +57,17 @@ class Instance:
     incarnation: int = 0
     health: Health = Health.UNKNOWN
     state: State = State.ACTIVE
+    load: LoadReport | None = field(default=None, hash=False)
+    """How busy it last said it was; None: it reports none."""
+
+    @property
+    def all_labels(self) -> Mapping[str, str | None]:
+        """Its labels, `version` and `zone` among them."""
+        return {**self.labels, "version": self.version, "zone": self.zone}
 
     def has_labels(self, labels: Mapping[str, str]) -> bool:
         """Return whether it has all these labels; `version` and `zone` are labels too."""
-        own = {**self.labels, "version": self.version, "zone": self.zone}
-        return all(own.get(key) == value for key, value in labels.items())
+        return labels.items() <= self.all_labels.items()
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as every `-o json` and the HTTP interface show it."""
@@ -76,6 +83,7 @@ class Instance:
             "pid": self.pid,
             "health": self.health.value,
             "state": self.state.value,
+            "load": None if self.load is None else _load_to_json(self.load),
         }
 
     def to_wire(self) -> registry_pb2.Instance:
@@ -93,6 +101,7 @@ class Instance:
             incarnation=self.incarnation,
             health=_HEALTH_TO_WIRE[self.health],
             draining=self.state is State.DRAINING,
+            load=None if self.load is None else _load_to_wire(self.load),
         )
 
     @classmethod
@@ -111,4 +120,36 @@ class Instance:
             incarnation=wire.incarnation,
             health=_HEALTH_FROM_WIRE.get(wire.health, Health.UNKNOWN),
             state=State.DRAINING if wire.draining else State.ACTIVE,
+            load=_load_from_wire(wire.load) if wire.HasField("load") else None,
         )
+
+
+def _load_to_json(load: LoadReport) -> dict[str, float]:
+    return {
+        "utilization": round(load.utilization, 2),
+        "rps": round(load.rps, 1),
+        "queue_ms": round(load.queue_time * 1000, 1),
+    }
+
+
+def _load_to_wire(load: LoadReport) -> registry_pb2.Instance.Load:
+    return registry_pb2.Instance.Load(
+        utilization=load.utilization,
+        rps=load.rps,
+        eps=load.eps,
+        queue_seconds=load.queue_time,
+        cpu=load.cpu,
+    )
+
+
+def _load_from_wire(wire: registry_pb2.Instance.Load) -> LoadReport | None:
+    try:
+        return LoadReport(
+            utilization=wire.utilization,
+            rps=wire.rps,
+            eps=wire.eps,
+            queue_time=wire.queue_seconds,
+            cpu=wire.cpu,
+        )
+    except ValueError:
+        return None  # a record that says nonsense of its load can be called all the same

@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.errors import ReadOnlyRegistry, RegistryError, StaleIncarnation
+from meshrpc.load_report import LoadReport
 from meshrpc.registry.backoff import backoff
 from meshrpc.registry.instance import Instance, State
 from meshrpc.registry.registry import RENEW_EVERY, Registry
@@ -29,6 +30,12 @@ DEREGISTER_WITHIN = 6.0
 """Seconds for the last one: an acknowledging registry itself waits up to 5 for the callers."""
 WARN_EVERY = 60.0
 """Seconds between two warnings of an outage."""
+UTILIZATION_MOVED = 0.1
+"""A load is published again when its utilization has changed by more than this,"""
+WEIGHT_MOVED = 1.25
+"""or calls per second by utilization, which callers weigh it by, by more than this factor."""
+TOO_IDLE = 0.05
+"""Utilization below which that weight is mostly chance, and its changes are none."""
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +49,14 @@ class Registration:
         instance: Instance,
         *,
         replaces: str | None = None,
+        load: Callable[[], LoadReport | None] | None = None,
         clock: Clock = SYSTEM_CLOCK,
         rng: random.Random | None = None,
     ) -> None:
-        """`replaces`: the id of an instance that died without leaving; this one takes its place."""
+        """`replaces`: the id of an instance that died without leaving; this one takes its place.
+
+        `load` says how busy the instance is just now; None: nothing to be told of it.
+        """
         self.registered = False
         """Whether the registry last said that it holds this instance."""
         self.refusal: ReadOnlyRegistry | StaleIncarnation | None = None
@@ -53,6 +64,7 @@ class Registration:
         self._registry = registry
         self._instance = instance
         self._predecessor = replaces and replace(instance, id=replaces)
+        self._load = load
         self._clock = clock
         self._rng = rng or random.Random()
         self._keeper: asyncio.Task[None] | None = None
@@ -70,7 +82,7 @@ class Registration:
 
     @property
     def instance(self) -> Instance:
-        """The record as it stands now: its incarnation grows, its state may be draining."""
+        """The record as it stands now: incarnation, load and state change."""
         return self._instance
 
     async def start(self) -> None:
@@ -147,7 +159,7 @@ class Registration:
             await self._clock.sleep(wait)
 
     async def _ask(self) -> None:
-        """Renew the lease, or register where there is none."""
+        """Renew the lease, or register where there is none; say how busy it is."""
         if self.registered and not await self._registry.renew(self._instance):
             self.registered = False
             self._instance = replace(self._instance, incarnation=self._instance.incarnation + 1)
@@ -156,9 +168,13 @@ class Registration:
                 self._instance.id,
                 self._instance.incarnation,
             )
-        if not self.registered:
+        # Nothing but a renewal tells whether the lease still lives; so it has come first.
+        load = None if self._load is None else self._load()
+        if not self.registered or has_moved(self._instance.load, load):
             self._may_be_known = True  # also when the answer gets lost
-            await self._registry.register(self._instance)
+            record = replace(self._instance, load=load)
+            await self._registry.register(record)
+            self._instance = record
             self.registered = True
 
     async def _try(
@@ -186,6 +202,18 @@ class Registration:
         if self._outage:
             self._outage = False
             log.info("%s is registered", self._instance.id)
+
+
+def has_moved(published: LoadReport | None, load: LoadReport | None) -> bool:
+    """Whether a load is another one than was published, enough to tell a whole fleet of callers."""
+    if published is None or load is None:
+        return published is not load
+    if abs(load.utilization - published.utilization) > UTILIZATION_MOVED:
+        return True
+    if min(load.utilization, published.utilization) < TOO_IDLE:
+        return False
+    was, now = published.rps / published.utilization, load.rps / load.utilization
+    return max(was, now) > WEIGHT_MOVED * min(was, now)
 
 
 def _cause(error: Exception) -> str:

@@ -102,9 +102,13 @@ class CallContext(grpc.aio.ServicerContext[Any, Any]):
             raise ValueError("abort ends a call with an error: OK is none")
         if self.aborted is not None:
             raise grpc.aio.UsageError("Abort already called!")
-        if self._call is not None and self._call.dependency_failed:
+        call = self._call
+        if call is not None and (call.dependency_failed or call.has_trailers):
             # As grpcio does it: what was set before holds unless abort brings its own.
-            trailers = stopped(trailers or self._raw.trailing_metadata())
+            trailers = trailers or self._raw.trailing_metadata() or ()
+            if call.dependency_failed:
+                trailers = stopped(trailers)
+            trailers = call.with_trailers(trailers)
         try:
             await self._raw.abort(code, _sendable(str(details)), trailers)
         except grpc.aio.AbortError as error:

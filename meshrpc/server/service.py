@@ -22,6 +22,7 @@ from meshrpc.client.channel import Channel
 from meshrpc.interceptors import in_order
 from meshrpc.interceptors.arrival import DeadlineInterceptor, TargetInterceptor
 from meshrpc.interceptors.compose import ServerInterceptor
+from meshrpc.interceptors.load_report import LoadReportInterceptor
 from meshrpc.interceptors.rate_limit import RateLimitInterceptor
 from meshrpc.interceptors.sync_handler import SyncHandlers
 from meshrpc.interceptors.tracing import TracingInterceptor
@@ -78,10 +79,17 @@ class Service:
         own = [each for each in interceptors if isinstance(each, ServerInterceptor)]
         if not any(isinstance(each, TracingInterceptor) for each in own):
             own.append(TracingInterceptor())
+        self._sync_handlers = SyncHandlers()
+        self._load_reports = (
+            next((each for each in own if isinstance(each, LoadReportInterceptor)), None)
+            or LoadReportInterceptor()
+        )
+        self._load_reports.threads = self._sync_handlers.load
         own += [self._limits, DeadlineInterceptor(), self._target]
+        if self._load_reports not in own:
+            own.append(self._load_reports)
         self._concerns = in_order(own)
         self._inner = tuple(each for each in interceptors if each not in own)
-        self._sync_handlers = SyncHandlers()
         self._handlers = HandlerTable(self._sync_handlers)
         self._serving: Serving | None = None
         self._incarnation = 0
@@ -145,6 +153,7 @@ class Service:
                 concerns=self._concerns,
                 inner=self._inner,
                 limits=self._limits,
+                load_reports=self._load_reports,
                 options=self._options,
                 grace=self.grace,
                 incarnation=self._incarnation,

@@ -23,9 +23,11 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
 )
 
 from meshrpc.interceptors.compose import ServerInterceptor
+from meshrpc.interceptors.load_report import LoadReportInterceptor
 from meshrpc.interceptors.rate_limit import RateLimitInterceptor
+from meshrpc.load_report import LoadReport
 from meshrpc.mesh import Mesh
-from meshrpc.policy.model import EffectivePolicy
+from meshrpc.policy.model import BalancerKind, EffectivePolicy
 from meshrpc.registry.instance import Health, Instance, State
 from meshrpc.registry.registration import Registration
 from meshrpc.server import drain
@@ -33,6 +35,7 @@ from meshrpc.server.handler import ActiveCalls, HandlerTable
 from meshrpc.server.listening import advertised, bind
 from meshrpc.server.options import SERVER_OPTIONS
 from meshrpc.telemetry.export import start_export
+from meshrpc.telemetry.loop_load import LONG_WINDOW
 
 _LOG = logging.getLogger("meshrpc.server")
 
@@ -51,7 +54,8 @@ class Offer:
     inner: tuple[grpc.aio.ServerInterceptor, ...]
     """grpcio's own kind."""
     limits: RateLimitInterceptor
-    """The one of `concerns` that follows policy."""
+    load_reports: LoadReportInterceptor
+    """Those of `concerns` that follow policy."""
     options: tuple[tuple[str, Any], ...]
     grace: float
     incarnation: int
@@ -102,6 +106,7 @@ class Serving:
             if flush is not None:
                 self._exits.push_async_callback(asyncio.to_thread, flush)
             await self._exits.enter_async_context(mesh)
+            self._exits.callback(self._offer.load_reports.disable)
             self._exits.callback(mesh.on_policy(self._offer.name, self._follow).close)
             self._server = await self._create_server()
             self.address = bind(self._server, mesh.settings.listen)
@@ -204,9 +209,18 @@ class Serving:
             mesh.registry,
             instance,
             replaces=self._offer.replaces,
+            load=self._load,
             clock=mesh.clock,
             rng=mesh.rng,
         )
 
     def _follow(self, policy: EffectivePolicy) -> None:
         self._offer.limits.configure(policy.rate_limits)
+        # Nobody else reads the reports, so nobody else pays for them.
+        if policy.balancer.kind is BalancerKind.WEIGHTED_ROUND_ROBIN:
+            self._offer.load_reports.enable()
+        else:
+            self._offer.load_reports.disable()
+
+    def _load(self) -> LoadReport | None:
+        return self._offer.load_reports.report(LONG_WINDOW)

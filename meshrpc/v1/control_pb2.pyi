@@ -20,20 +20,22 @@ class SubscribeRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., interest: _Optional[_Union[Interest, _Mapping]] = ..., acknowledgement: _Optional[_Union[Acknowledgement, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("namespace", "service", "instance", "version", "pid", "library")
+    __slots__ = ("namespace", "service", "instance", "version", "pid", "library", "accepts_differences")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     LIBRARY_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTS_DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     service: str
     instance: str
     version: str
     pid: int
     library: str
-    def __init__(self, namespace: _Optional[str] = ..., service: _Optional[str] = ..., instance: _Optional[str] = ..., version: _Optional[str] = ..., pid: _Optional[int] = ..., library: _Optional[str] = ...) -> None: ...
+    accepts_differences: bool
+    def __init__(self, namespace: _Optional[str] = ..., service: _Optional[str] = ..., instance: _Optional[str] = ..., version: _Optional[str] = ..., pid: _Optional[int] = ..., library: _Optional[str] = ..., accepts_differences: _Optional[bool] = ...) -> None: ...
 
 class Interest(_message.Message):
     __slots__ = ("policies", "instances")
@@ -56,14 +58,18 @@ class Push(_message.Message):
     def __init__(self, nonce: _Optional[str] = ..., revision: _Optional[int] = ..., policies: _Optional[_Iterable[_Union[_policy_pb2.PolicyDocument, _Mapping]]] = ..., instances: _Optional[_Iterable[_Union[InstanceSet, _Mapping]]] = ...) -> None: ...
 
 class InstanceSet(_message.Message):
-    __slots__ = ("service", "version", "instances")
+    __slots__ = ("service", "version", "instances", "base", "removed")
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
     service: str
     version: int
     instances: _containers.RepeatedCompositeFieldContainer[_registry_pb2.Instance]
-    def __init__(self, service: _Optional[str] = ..., version: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[_registry_pb2.Instance, _Mapping]]] = ...) -> None: ...
+    base: int
+    removed: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, service: _Optional[str] = ..., version: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[_registry_pb2.Instance, _Mapping]]] = ..., base: _Optional[int] = ..., removed: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Acknowledgement(_message.Message):
     __slots__ = ("nonce", "refused", "ignored")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19meshrpc/v1/registry.proto\x12\nmeshrpc.v1\"\x8a\x03\n\x08Instance\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0c\n\x04zone\x18\x06 \x01(\t\x12\x0e\n\x06weight\x18\x07 \x01(\r\x12\x30\n\x06labels\x18\x08 \x03(\x0b\x32 .meshrpc.v1.Instance.LabelsEntry\x12\x0b\n\x03pid\x18\t \x01(\r\x12\x13\n\x0bincarnation\x18\n \x01(\x04\x12+\n\x06health\x18\x0b \x01(\x0e\x32\x1b.meshrpc.v1.Instance.Health\x12\x10\n\x08\x64raining\x18\x0c \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"L\n\x06Health\x12\x16\n\x12HEALTH_UNSPECIFIED\x10\x00\x12\x12\n\x0eHEALTH_SERVING\x10\x01\x12\x16\n\x12HEALTH_NOT_SERVING\x10\x02\"P\n\x0fRegisterRequest\x12&\n\x08instance\x18\x01 \x01(\x0b\x32\x14.meshrpc.v1.Instance\x12\x15\n\rlease_seconds\x18\x02 \x01(\x01\"\x12\n\x10RegisterResponse\"S\n\x0cRenewRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\"\x0f\n\rRenewResponse\">\n\x0c\x44rainRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\"\x0f\n\rDrainResponse\"g\n\x11\x44\x65registerRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12\"\n\x1a\x61\x63knowledge_within_seconds\x18\x04 \x01(\x01\"*\n\x12\x44\x65registerResponse\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\x08\"(\n\x13ListServicesRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"(\n\x14ListServicesResponse\x12\x10\n\x08services\x18\x01 \x03(\t\":\n\x14ListInstancesRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\"@\n\x15ListInstancesResponse\x12\'\n\tinstances\x18\x01 \x03(\x0b\x32\x14.meshrpc.v1.Instance2\xe1\x03\n\x08Registry\x12J\n\x08Register\x12\x1b.meshrpc.v1.RegisterRequest\x1a\x1c.meshrpc.v1.RegisterResponse\"\x03\x90\x02\x02\x12\x41\n\x05Renew\x12\x18.meshrpc.v1.RenewRequest\x1a\x19.meshrpc.v1.RenewResponse\"\x03\x90\x02\x02\x12\x41\n\x05\x44rain\x12\x18.meshrpc.v1.DrainRequest\x1a\x19.meshrpc.v1.DrainResponse\"\x03\x90\x02\x02\x12P\n\nDeregister\x12\x1d.meshrpc.v1.DeregisterRequest\x1a\x1e.meshrpc.v1.DeregisterResponse\"\x03\x90\x02\x02\x12V\n\x0cListServices\x12\x1f.meshrpc.v1.ListServicesRequest\x1a .meshrpc.v1.ListServicesResponse\"\x03\x90\x02\x01\x12Y\n\rListInstances\x12 .meshrpc.v1.ListInstancesRequest\x1a!.meshrpc.v1.ListInstancesResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19meshrpc/v1/registry.proto\x12\nmeshrpc.v1\"\x8e\x04\n\x08Instance\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0c\n\x04zone\x18\x06 \x01(\t\x12\x0e\n\x06weight\x18\x07 \x01(\r\x12\x30\n\x06labels\x18\x08 \x03(\x0b\x32 .meshrpc.v1.Instance.LabelsEntry\x12\x0b\n\x03pid\x18\t \x01(\r\x12\x13\n\x0bincarnation\x18\n \x01(\x04\x12+\n\x06health\x18\x0b \x01(\x0e\x32\x1b.meshrpc.v1.Instance.Health\x12\x10\n\x08\x64raining\x18\x0c \x01(\x08\x12\'\n\x04load\x18\r \x01(\x0b\x32\x19.meshrpc.v1.Instance.Load\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aY\n\x04Load\x12\x13\n\x0butilization\x18\x01 \x01(\x01\x12\x0b\n\x03rps\x18\x02 \x01(\x01\x12\x0b\n\x03\x65ps\x18\x03 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x04 \x01(\x01\x12\x0b\n\x03\x63pu\x18\x05 \x01(\x01\"L\n\x06Health\x12\x16\n\x12HEALTH_UNSPECIFIED\x10\x00\x12\x12\n\x0eHEALTH_SERVING\x10\x01\x12\x16\n\x12HEALTH_NOT_SERVING\x10\x02\"P\n\x0fRegisterRequest\x12&\n\x08instance\x18\x01 \x01(\x0b\x32\x14.meshrpc.v1.Instance\x12\x15\n\rlease_seconds\x18\x02 \x01(\x01\"\x12\n\x10RegisterResponse\"S\n\x0cRenewRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\"\x0f\n\rRenewResponse\">\n\x0c\x44rainRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\"\x0f\n\rDrainResponse\"g\n\x11\x44\x65registerRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12\"\n\x1a\x61\x63knowledge_within_seconds\x18\x04 \x01(\x01\"*\n\x12\x44\x65registerResponse\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\x08\"(\n\x13ListServicesRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"(\n\x14ListServicesResponse\x12\x10\n\x08services\x18\x01 \x03(\t\":\n\x14ListInstancesRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\"@\n\x15ListInstancesResponse\x12\'\n\tinstances\x18\x01 \x03(\x0b\x32\x14.meshrpc.v1.Instance2\xe1\x03\n\x08Registry\x12J\n\x08Register\x12\x1b.meshrpc.v1.RegisterRequest\x1a\x1c.meshrpc.v1.RegisterResponse\"\x03\x90\x02\x02\x12\x41\n\x05Renew\x12\x18.meshrpc.v1.RenewRequest\x1a\x19.meshrpc.v1.RenewResponse\"\x03\x90\x02\x02\x12\x41\n\x05\x44rain\x12\x18.meshrpc.v1.DrainRequest\x1a\x19.meshrpc.v1.DrainResponse\"\x03\x90\x02\x02\x12P\n\nDeregister\x12\x1d.meshrpc.v1.DeregisterRequest\x1a\x1e.meshrpc.v1.DeregisterResponse\"\x03\x90\x02\x02\x12V\n\x0cListServices\x12\x1f.meshrpc.v1.ListServicesRequest\x1a .meshrpc.v1.ListServicesResponse\"\x03\x90\x02\x01\x12Y\n\rListInstances\x12 .meshrpc.v1.ListInstancesRequest\x1a!.meshrpc.v1.ListInstancesResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,35 +46,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTRY'].methods_by_name['ListInstances']._loaded_options = None
   _globals['_REGISTRY'].methods_by_name['ListInstances']._serialized_options = b'\220\002\001'
   _globals['_INSTANCE']._serialized_start=42
-  _globals['_INSTANCE']._serialized_end=436
-  _globals['_INSTANCE_LABELSENTRY']._serialized_start=313
-  _globals['_INSTANCE_LABELSENTRY']._serialized_end=358
-  _globals['_INSTANCE_HEALTH']._serialized_start=360
-  _globals['_INSTANCE_HEALTH']._serialized_end=436
-  _globals['_REGISTERREQUEST']._serialized_start=438
-  _globals['_REGISTERREQUEST']._serialized_end=518
-  _globals['_REGISTERRESPONSE']._serialized_start=520
-  _globals['_REGISTERRESPONSE']._serialized_end=538
-  _globals['_RENEWREQUEST']._serialized_start=540
-  _globals['_RENEWREQUEST']._serialized_end=623
-  _globals['_RENEWRESPONSE']._serialized_start=625
-  _globals['_RENEWRESPONSE']._serialized_end=640
-  _globals['_DRAINREQUEST']._serialized_start=642
-  _globals['_DRAINREQUEST']._serialized_end=704
-  _globals['_DRAINRESPONSE']._serialized_start=706
-  _globals['_DRAINRESPONSE']._serialized_end=721
-  _globals['_DEREGISTERREQUEST']._serialized_start=723
-  _globals['_DEREGISTERREQUEST']._serialized_end=826
-  _globals['_DEREGISTERRESPONSE']._serialized_start=828
-  _globals['_DEREGISTERRESPONSE']._serialized_end=870
-  _globals['_LISTSERVICESREQUEST']._serialized_start=872
-  _globals['_LISTSERVICESREQUEST']._serialized_end=912
-  _globals['_LISTSERVICESRESPONSE']._serialized_start=914
-  _globals['_LISTSERVICESRESPONSE']._serialized_end=954
-  _globals['_LISTINSTANCESREQUEST']._serialized_start=956
-  _globals['_LISTINSTANCESREQUEST']._serialized_end=1014
-  _globals['_LISTINSTANCESRESPONSE']._serialized_start=1016
-  _globals['_LISTINSTANCESRESPONSE']._serialized_end=1080
-  _globals['_REGISTRY']._serialized_start=1083
-  _globals['_REGISTRY']._serialized_end=1564
+  _globals['_INSTANCE']._serialized_end=568
+  _globals['_INSTANCE_LABELSENTRY']._serialized_start=354
+  _globals['_INSTANCE_LABELSENTRY']._serialized_end=399
+  _globals['_INSTANCE_LOAD']._serialized_start=401
+  _globals['_INSTANCE_LOAD']._serialized_end=490
+  _globals['_INSTANCE_HEALTH']._serialized_start=492
+  _globals['_INSTANCE_HEALTH']._serialized_end=568
+  _globals['_REGISTERREQUEST']._serialized_start=570
+  _globals['_REGISTERREQUEST']._serialized_end=650
+  _globals['_REGISTERRESPONSE']._serialized_start=652
+  _globals['_REGISTERRESPONSE']._serialized_end=670
+  _globals['_RENEWREQUEST']._serialized_start=672
+  _globals['_RENEWREQUEST']._serialized_end=755
+  _globals['_RENEWRESPONSE']._serialized_start=757
+  _globals['_RENEWRESPONSE']._serialized_end=772
+  _globals['_DRAINREQUEST']._serialized_start=774
+  _globals['_DRAINREQUEST']._serialized_end=836
+  _globals['_DRAINRESPONSE']._serialized_start=838
+  _globals['_DRAINRESPONSE']._serialized_end=853
+  _globals['_DEREGISTERREQUEST']._serialized_start=855
+  _globals['_DEREGISTERREQUEST']._serialized_end=958
+  _globals['_DEREGISTERRESPONSE']._serialized_start=960
+  _globals['_DEREGISTERRESPONSE']._serialized_end=1002
+  _globals['_LISTSERVICESREQUEST']._serialized_start=1004
+  _globals['_LISTSERVICESREQUEST']._serialized_end=1044
+  _globals['_LISTSERVICESRESPONSE']._serialized_start=1046
+  _globals['_LISTSERVICESRESPONSE']._serialized_end=1086
+  _globals['_LISTINSTANCESREQUEST']._serialized_start=1088
+  _globals['_LISTINSTANCESREQUEST']._serialized_end=1146
+  _globals['_LISTINSTANCESRESPONSE']._serialized_start=1148
+  _globals['_LISTINSTANCESRESPONSE']._serialized_end=1212
+  _globals['_REGISTRY']._serialized_start=1215
+  _globals['_REGISTRY']._serialized_end=1696
 # @@protoc_insertion_point(module_scope)

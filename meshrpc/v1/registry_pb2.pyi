@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Instance(_message.Message):
-    __slots__ = ("id", "service", "namespace", "address", "version", "zone", "weight", "labels", "pid", "incarnation", "health", "draining")
+    __slots__ = ("id", "service", "namespace", "address", "version", "zone", "weight", "labels", "pid", "incarnation", "health", "draining", "load")
     class Health(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         HEALTH_UNSPECIFIED: _ClassVar[Instance.Health]
@@ -24,6 +24,19 @@ class Instance(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class Load(_message.Message):
+        __slots__ = ("utilization", "rps", "eps", "queue_seconds", "cpu")
+        UTILIZATION_FIELD_NUMBER: _ClassVar[int]
+        RPS_FIELD_NUMBER: _ClassVar[int]
+        EPS_FIELD_NUMBER: _ClassVar[int]
+        QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+        CPU_FIELD_NUMBER: _ClassVar[int]
+        utilization: float
+        rps: float
+        eps: float
+        queue_seconds: float
+        cpu: float
+        def __init__(self, utilization: _Optional[float] = ..., rps: _Optional[float] = ..., eps: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., cpu: _Optional[float] = ...) -> None: ...
     ID_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +49,7 @@ class Instance(_message.Message):
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     HEALTH_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
     id: str
     service: str
     namespace: str
@@ -48,7 +62,8 @@ class Instance(_message.Message):
     incarnation: int
     health: Instance.Health
     draining: bool
-    def __init__(self, id: _Optional[str] = ..., service: _Optional[str] = ..., namespace: _Optional[str] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., zone: _Optional[str] = ..., weight: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., pid: _Optional[int] = ..., incarnation: _Optional[int] = ..., health: _Optional[_Union[Instance.Health, str]] = ..., draining: _Optional[bool] = ...) -> None: ...
+    load: Instance.Load
+    def __init__(self, id: _Optional[str] = ..., service: _Optional[str] = ..., namespace: _Optional[str] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., zone: _Optional[str] = ..., weight: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., pid: _Optional[int] = ..., incarnation: _Optional[int] = ..., health: _Optional[_Union[Instance.Health, str]] = ..., draining: _Optional[bool] = ..., load: _Optional[_Union[Instance.Load, _Mapping]] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("instance", "lease_seconds")

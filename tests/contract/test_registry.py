@@ -19,6 +19,7 @@ import pytest
 
 from meshrpc.control.server import ControlServer
 from meshrpc.errors import ReadOnlyRegistry, StaleIncarnation
+from meshrpc.load_report import LoadReport
 from meshrpc.registry.consul import ConsulRegistry
 from meshrpc.registry.embedded import EmbeddedRegistry
 from meshrpc.registry.instance import Health, Instance, State
@@ -138,6 +139,7 @@ def instance(service) -> Instance:
         pid=4711,
         incarnation=2,
         health=Health.SERVING,
+        load=LoadReport(0.42, 118.0, eps=0.5, queue_time=0.0013, cpu=0.7),
     )
 
 
@@ -211,6 +213,22 @@ async def test_registering_again_replaces_the_record(place, instance):
         await watched.until(instance)
         await registry.register(heavier)
         await watched.until(heavier)
+
+
+async def test_a_changed_load_is_a_change_of_the_record(place, instance):
+    """Watchers see it, the lease goes on, and one that reports no load any more has none."""
+    busier = replace(instance, load=LoadReport(0.9, 40.0))
+    silent = replace(instance, load=None)
+    async with place.open("default") as registry:
+        watched = Watched(registry, instance.service)
+        for each in (instance, busier, silent):
+            assert each is instance or await registry.renew(each)
+            await registry.register(each)
+            await watched.until(each)
+        await registry.register(busier)
+        await watched.until(busier)
+        await registry.drain(instance)
+        await watched.until(replace(busier, state=State.DRAINING))
 
 
 async def test_the_same_id_in_another_service_is_another_instance(place, instance):
@@ -383,6 +401,7 @@ async def test_every_registry_lists_and_watches(listing, service):
         while len((snapshot := await told.get()).instances) < 2:
             pass
     assert [each.address for each in snapshot.instances] == ["127.0.0.1:5001", "127.0.0.1:5002"]
+    assert [each.load for each in snapshot.instances] == [None, None]  # nobody told any
     assert await listing.instances(service) == snapshot.instances
     assert service in await listing.services()
     assert await listing.instances("nobody") == ()

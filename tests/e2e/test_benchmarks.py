@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
         ["overhead.py", "--pairs", "2", "--seconds", "0.05", "--concurrency", "1"],
         ["pick.py", "--rounds", "1"],
         ["limiter.py", "--rounds", "1"],
+        ["registered.py", "--instances", "200", "--turns", "1", "--rounds", "1"],
     ],
     ids=lambda command: command[0],
 )

@@ -319,7 +319,7 @@ async def call(address, method, *arguments, **options):
 
 INSTANCE_KEYS = [
     *("id", "service", "namespace", "address", "version", "zone", "weight", "labels", "pid"),
-    *("health", "state"),
+    *("health", "state", "load"),
 ]
 
 

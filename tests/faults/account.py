@@ -5,11 +5,18 @@ import math
 from dataclasses import asdict, dataclass
 
 from tests.faults.methods import GET, PUT
+from tests.faults.victim import SLOWER, TAKES
 
 WINDOW = 1.0
 """Seconds of calls whose success rate is looked at."""
 BACK = 0.95
 """The success rate at which an arm is back."""
+SPEED_WINDOW = 3.0
+"""Seconds of calls whose p99 is looked at: of 600 calls, six may take longer."""
+FAST = 2.0
+"""Times the p99 of calls to healthy instances at which an arm is fast."""
+SETTLED = 5.0
+"""Seconds after which a fault's p99 is told by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,13 @@ class Account:
     """From the fault to the start of the last call that failed before it was healed."""
     back_after: float | None
     """From the healing, till 95 % of the calls of a second succeed, and go on to."""
+    healthy_p99: float | None
+    """While all instances were healthy, in runs with a time for that."""
+    settled_p99: float | None
+    """In those, of calls that began five seconds after the fault or later."""
+    fast_after: float | None
+    """In those, from the fault, till the p99 of three seconds is no more than twice that of the
+    calls that no slow instance got."""
 
     def to_json(self):
         """Return it as -o json shows it."""
@@ -54,6 +68,7 @@ def account(run, arm):
     executions = run.executions(arm)
     failed = load.failed()
     latencies = sorted(call.latency for call in load.calls)
+    has_healthy = "healthy" in run.marks
     faulty = load.meant(fault, healed)
     failing = [call.meant for call in faulty if not call.is_ok]
     return Account(
@@ -64,14 +79,50 @@ def account(run, arm):
         failed_executed=sum(executions[call.number] > 0 for call in failed),
         executed_twice=sum(executions[c.number] > 1 for c in load.calls if c.method == PUT),
         p50=latencies[len(latencies) // 2],
-        p99=latencies[math.ceil(len(latencies) * 0.99) - 1],
+        p99=p99(load.calls),
         worst=latencies[-1],
         overdue=run.overdue(arm),
         arrivals=sum(executions[call.number] for call in faulty) / len(faulty),
         attempts=attempts_a_call(run, fault, healed) if arm == "mesh" else None,
         failing_until=max(failing) - fault if failing else None,
         back_after=back_after(load.calls, healed) if healed < math.inf else None,
+        healthy_p99=p99(load.meant(run.marks["healthy"], fault)) if has_healthy else None,
+        settled_p99=p99(load.meant(fault + SETTLED, healed)) if has_healthy else None,
+        fast_after=fast_after(run, arm) if has_healthy else None,
     )
+
+
+def p99(calls):
+    """Return what 99 % of these calls, one at least, took at most."""
+    latencies = sorted(call.latency for call in calls)
+    return latencies[math.ceil(len(latencies) * 0.99) - 1]
+
+
+def unaffected_p99(run, begin, end):
+    """Return the p99 of the bare calls of this time that no slow instance got.
+
+    What else there was to slow calls in that time, this process and its machine, slowed these too.
+    """
+    return p99([call for call in run.bare.meant(begin, end) if call.latency < TAKES * SLOWER])
+
+
+def fast_after(run, arm):
+    """Return how long after the fault the p99 of three seconds of calls is at most twice that of
+    unaffected ones; infinite: it never is, up to the last three seconds that are whole.
+    """
+    fault = at = run.marks["fault"]
+    last = run.loads[arm].calls[-1].meant - SPEED_WINDOW
+    while at <= last:
+        end = at + SPEED_WINDOW
+        if p99(run.loads[arm].meant(at, end)) <= FAST * unaffected_p99(run, at, end):
+            return at - fault
+        at += 0.05
+    return math.inf
+
+
+def is_fast(run):
+    """Return whether the calls of the mesh's arm are fast again, though one instance is slow."""
+    return fast_after(run, "mesh") < math.inf
 
 
 def attempts_a_call(run, begin, end):

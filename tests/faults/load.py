@@ -124,14 +124,14 @@ class MeshArm:
         start, finish = Endpoint.start, Endpoint.finish
         under_way = {}
 
-        def noted_start(endpoint, inner, *arguments):
+        def noted_start(endpoint, inner, *arguments, **named):
             attempt = under_way[inner] = Attempt(endpoint.instance.id, time.monotonic())
             self.attempts.append(attempt)
-            start(endpoint, inner, *arguments)
+            start(endpoint, inner, *arguments, **named)
 
-        def noted_finish(endpoint, inner, *arguments):
+        def noted_finish(endpoint, inner, *arguments, **named):
             under_way.pop(inner).ended = time.monotonic()
-            finish(endpoint, inner, *arguments)
+            finish(endpoint, inner, *arguments, **named)
 
         Endpoint.start, Endpoint.finish = noted_start, noted_finish
         try:

@@ -117,6 +117,19 @@ async def misbehave_one(fleet, word, *, bad=5.0, after=3.0, until=None, **option
     return run
 
 
+async def slow_one(fleet, *, healthy=3.0, slow=10.0, until=None, **options):
+    """One instance takes 20 times as long, after a time for which all are `healthy`, marked so."""
+    async with running(fleet, **options) as run:
+        await asyncio.sleep(BEFORE)
+        run.mark("healthy")
+        await asyncio.sleep(healthy)
+        run.mark("fault")
+        await fleet[0].behave("slow")
+        await run.go_on(slow, until)
+        run.mark("healed")
+    return run
+
+
 async def misbehave_half(fleet, word, *, bad=5.0, after=3.0, until=None, **options):
     """Two of four fail, hang, block or are slow, and work again later."""
     async with _faulty(fleet, **options) as run:

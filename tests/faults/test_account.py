@@ -8,10 +8,11 @@ import sys
 import grpc
 import pytest
 
-from tests.faults.account import back_after
+from tests.faults.account import back_after, fast_after
 from tests.faults.load import DEADLINE, Call, Lag, Load, Run
 from tests.faults.methods import GET
 from tests.faults.rig import ROOT
+from tests.faults.victim import SLOWER, TAKES
 
 
 def calls(fails, *, until=10.0, rate=100):
@@ -35,6 +36,35 @@ def calls(fails, *, until=10.0, rate=100):
 def test_an_arm_is_back_when_its_calls_go_on_to_succeed(fails, back):
     """95 % of every second, from then to the end; not a second in between."""
     assert back_after(calls(fails), healed=2.0) == pytest.approx(back, abs=0.051)
+
+
+@pytest.mark.parametrize(
+    ("slow", "after"),
+    [
+        (lambda number: False, 0.0),
+        (lambda number: number < 600, 3.0),  # then three seconds hold three of them at most
+        (lambda number: number % 50 == 0, math.inf),
+        (lambda number: number % 101 == 0, 0.0),
+        (lambda number: 300 <= number < 450 or 720 <= number < 1000, math.inf),
+    ],
+    ids=["healthy", "for-a-while", "one-in-fifty", "one-in-a-hundred", "again"],
+)
+@pytest.mark.parametrize("takes", [0.02, 0.1], ids=["quiet", "noisy"])
+def test_an_arm_is_fast_when_few_of_its_calls_are_slow(slow, after, takes):
+    """99 % of three seconds take at most twice as long as calls to healthy instances just then."""
+
+    def arm(is_slow, slow_one):
+        load = Load(None, 100.0, (GET,), 1, calls(lambda at: False))
+        for number, call in enumerate(load.calls):
+            call.ended = call.meant + (slow_one if is_slow(number) else takes)
+        return load
+
+    loads = {
+        "mesh": arm(slow, 3 * takes),
+        "bare": arm(lambda number: number % 4 == 0, TAKES * SLOWER + 0.005),
+    }
+    run = Run(None, 0.0, loads, Lag(), {}, {"healthy": 0.0, "fault": 3.0})
+    assert fast_after(run, "mesh") == pytest.approx(after, abs=0.051)
 
 
 def test_nothing_is_said_of_a_time_without_calls():

@@ -8,10 +8,17 @@ import grpc
 import pytest
 
 from tests.faults import scenarios
-from tests.faults.account import has_explained, share
+from tests.faults.account import (
+    fast_after,
+    has_explained,
+    is_fast,
+    p99,
+    share,
+    unaffected_p99,
+)
 from tests.faults.load import DEADLINE
 from tests.faults.methods import GET, PUT
-from tests.faults.victim import TOLD_TO_FAIL
+from tests.faults.victim import SLOWER, TAKES, TOLD_TO_FAIL
 
 PER_ATTEMPT = """
     retry: {per_attempt_timeout: 200ms}
@@ -147,14 +154,27 @@ async def test_an_instance_whose_link_is_down_is_out_in_time(apart, rig):
     check_one_probe(run, apart[0])
 
 
-async def test_a_slow_instance_gets_a_small_share(fleet):
-    """Twenty times slower, it gets less than a quarter of its share after a second."""
-    run = await scenarios.misbehave_one(fleet, "slow", bad=3.0, after=0)
+async def test_calls_are_fast_again_though_an_instance_is_slow(fleet):
+    """Twenty times slower, it gets less than a quarter of its share after a second; within ten, the
+    p99 is at most twice that of calls to healthy instances. A bare channel's is the slow one's."""
+    run = await scenarios.slow_one(fleet, slow=14.0, until=is_fast)
     check_every_call(run)
     assert run.mesh.failed() == []
     begin, end = run.marks["fault"] + 1, run.marks["healed"]
     assert share(run, "mesh", fleet[0], begin, end) < 0.25 / 4
     assert share(run, "bare", fleet[0], begin, end) > 0.2
+    assert fast_after(run, "mesh") <= 10
+    assert p99(run.bare.meant(begin, end)) >= TAKES * SLOWER
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+async def test_calls_stay_fast_while_an_instance_is_slow(fleet):
+    """The same, for a minute: of all calls from the tenth second on."""
+    run = await scenarios.slow_one(fleet, slow=60.0)
+    begin, end = run.marks["fault"] + 10, run.marks["healed"]
+    assert p99(run.mesh.meant(begin, end)) <= 2 * unaffected_p99(run, begin, end)
+    assert p99(run.bare.meant(begin, end)) >= TAKES * SLOWER
 
 
 async def test_an_instance_that_fails_every_call_is_ejected(fleet):

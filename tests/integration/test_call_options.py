@@ -84,6 +84,19 @@ async def test_a_subset_without_instances_fails_the_call_and_says_so(
         assert server.seen == []
 
 
+async def test_names_of_subsets_that_are_none_are_not_remembered(mesh, registry):
+    """There is no end to what calls may say."""
+    async with EchoServer("one") as server:
+        await registry.register(server.instance)
+        channel = mesh.channel("echo")
+        policy(mesh, subsets=SUBSETS)
+        await ready(channel, 1)
+        for number in range(100):
+            with meshrpc.call_options(subset=f"no-{number}"):
+                assert await channel.unary_unary(PLAIN)(b"").code() is UNAVAILABLE
+        assert len(channel.bound()._choices._by_subset) <= 1 + len(SUBSETS)
+
+
 async def test_a_call_that_waits_for_its_subset_goes_out_when_it_comes(mesh, registry):
     """Both when an instance of it comes, and when the policy learns of it."""
     async with EchoServer("one") as server:

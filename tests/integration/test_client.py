@@ -273,7 +273,7 @@ async def test_endpoints_keep_their_statistics_across_registry_updates(mesh, reg
         after = {e.instance.id: e for e in channel.bound().endpoints}["one"]
         assert after is before
         assert after.instance.weight == 5
-        assert after.load(mesh.clock.now()) > 0
+        assert after.load.value(mesh.clock.now()) > 0
 
 
 async def test_the_policys_timeout_bounds_unary_calls_and_an_explicit_one_wins(mesh, registry):
@@ -685,7 +685,7 @@ async def test_endpoints_that_come_and_go_leave_no_task_and_no_connection(mesh, 
                 await registry.register(other)
                 await ready(channel, 2)
                 await registry.deregister(other)
-            retiring = channel.bound()._retiring
+            retiring = channel.bound()._endpoints._retiring
             await asyncio.gather(*retiring)
             async with asyncio.timeout(5):
                 while open_files() > files + 2:  # noqa: ASYNC110 - grpc closes in its own time

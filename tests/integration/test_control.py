@@ -77,9 +77,16 @@ class Client:
 class Process:
     """A subscriber whose every answer the test decides."""
 
-    def __init__(self, client: Client, instance: str, namespace: str = "") -> None:
+    def __init__(
+        self, client: Client, instance: str, namespace: str = "", *, differences: bool = False
+    ) -> None:
         self.call = client.control.Subscribe()
-        self._hello = control_pb2.Hello(service="order", instance=instance, namespace=namespace)
+        self._hello = control_pb2.Hello(
+            service="order",
+            instance=instance,
+            namespace=namespace,
+            accepts_differences=differences,
+        )
 
     async def want(self, *, policies=(), instances=()) -> None:
         if self._hello is not None:
@@ -91,6 +98,12 @@ class Process:
     async def push(self) -> control_pb2.Push:
         async with asyncio.timeout(PATIENCE):
             return await self.call.read()
+
+    async def sets(self) -> list[control_pb2.InstanceSet]:
+        """The instance sets of the next push, which are taken."""
+        push = await self.push()
+        await self.answer(push)
+        return list(push.instances)
 
     async def answer(self, push: control_pb2.Push, **fields) -> None:
         acknowledgement = control_pb2.Acknowledgement(nonce=push.nonce, **fields)
@@ -215,25 +228,121 @@ async def test_what_one_process_refuses_another_takes():
         assert rows[0].reason == "policy of payment: not here"
 
 
-async def test_of_each_instance_set_only_the_newest_is_kept(virtual_clock):
-    """A large service that changes all day costs one set, and none once it is gone."""
+async def test_of_a_large_set_only_what_changed_is_sent():
+    """To a process that takes differences; to one of an earlier release the whole set, always."""
+    async with serving() as (_, client):
+        for number in range(5):
+            await client.register(f"p{number}")
+        new, old = Process(client, "a", differences=True), Process(client, "b")
+        for process in (new, old):
+            await process.want(instances=["payment"])
+            (whole,) = await process.sets()
+            assert (whole.base, len(whole.instances)) == (0, 5)
+        await client.register("p3", weight=7)
+        (difference,) = await new.sets()
+        assert [(one.id, one.weight) for one in difference.instances] == [("p3", 7)]
+        assert (difference.base, list(difference.removed)) == (whole.version, [])
+        (whole,) = await old.sets()
+        assert (whole.base, len(whole.instances), whole.removed) == (0, 5, [])
+        await client.deregister("p1")
+        (difference,) = await new.sets()
+        assert (list(difference.instances), list(difference.removed)) == ([], ["p1"])
+        (whole,) = await old.sets()
+        assert [one.id for one in whole.instances] == ["p0", "p2", "p3", "p4"]
+
+
+async def test_a_difference_that_does_not_fit_is_followed_by_the_whole_set():
+    """Without waiting for another change."""
+    async with serving() as (_, client):
+        for number in range(5):
+            await client.register(f"p{number}")
+        process = Process(client, "o1", differences=True)
+        await process.want(instances=["payment"])
+        await process.sets()
+        await client.register("p3", weight=7)
+        push = await process.push()
+        assert push.instances[0].base == 5
+        refused = control_pb2.Refusal(
+            kind=control_pb2.Refusal.KIND_INSTANCES, name="payment", reason="it does not fit"
+        )
+        await process.answer(push, refused=[refused])
+        (whole,) = await process.sets()
+        assert (whole.base, whole.version, len(whole.instances)) == (0, 6, 5)
+        await client.register("p3", weight=8)
+        (difference,) = await process.sets()
+        assert difference.base == 6
+
+
+async def test_of_what_nobody_watches_any_more_nothing_is_kept(virtual_clock):
+    """Services come and go for months, and so do those who watch them."""
     database = await Database.open("sqlite::memory:", records.SCHEMA + store.SCHEMA)
     leases = LeaseTable()
     policies = await store.PolicyStore.load(database)
     control = ControlService(policies, leases, clock=virtual_clock)
-    for number in range(20):
-        instance = Instance(id=f"p{number}", service="payment", address="127.0.0.1:1")
-        leases.register(instance, 0.0)
-        control.instances_changed("default", "payment")
-        made = control._instance_set("default", "payment")
-        assert control._instance_set("default", "payment") is made
-        assert (made.version, len(made.instances)) == (number + 1, number + 1)
-    assert list(control._instance_sets.values()) == [made]
-    leases.expire(100.0)
-    control.instances_changed("default", "payment")
-    assert not control._instance_set("default", "payment").instances
-    assert not control._instance_sets
+    server = grpc.aio.server()
+    control_pb2_grpc.add_ControlServicer_to_server(control, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    client = Client(f"127.0.0.1:{port}")
+    services = [f"service-{number}" for number in range(3)]
+    processes = [Process(client, f"o{number}") for number in range(2)]
+    for process in processes:
+        await process.want(instances=services)
+        await process.sets()
+    assert repr(control._instance_sets) == "<InstanceSets services=3>"
+    await processes[0].want(instances=services[:1])
+    await processes[1].want(instances=services[1:2])
+    async with asyncio.timeout(PATIENCE):
+        while "services=2" not in repr(control._instance_sets):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        for process in processes:
+            process.call.cancel()
+        while "services=0" not in repr(control._instance_sets):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await client.channel.close()
+    await server.stop(None)
     await database.close()
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_stream_that_ends_and_is_cancelled_at_once_leaves_no_subscriber(steps):
+    """Its process has gone; it would stand as pending for ever, and every drain would wait for it."""
+    database = await Database.open("sqlite::memory:", records.SCHEMA + store.SCHEMA)
+    policies = await store.PolicyStore.load(database)
+    service = ControlService(policies, LeaseTable(), clock=SYSTEM_CLOCK)
+    ended = asyncio.Event()
+
+    async def requests():
+        hello = control_pb2.Hello(service="shop", instance="shop-1")
+        yield control_pb2.SubscribeRequest(hello=hello)
+        await ended.wait()
+
+    serving = asyncio.create_task(service.Subscribe(requests(), SilentContext()))
+    await settled()
+    assert len(service.pushes.status("default", 0, 0.0)) == 1
+    ended.set()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    await database.close()
+    assert not service.pushes.status("default", 0, 0.0)
+
+
+class SilentContext:
+    """A stream that takes what is written."""
+
+    async def send_initial_metadata(self, _):
+        pass
+
+    async def write(self, _):
+        pass
+
+
+async def settled():
+    """Let everything run that can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 async def test_a_subscriber_that_does_not_answer_is_given_up(monkeypatch):
@@ -633,7 +742,7 @@ async def test_http_shows_what_the_commands_show():
         assert instance["id"] == "p1"
         assert list(instance) == [
             *("id", "service", "namespace", "address", "version", "zone", "weight"),
-            *("labels", "pid", "health", "state"),
+            *("labels", "pid", "health", "state", "load"),
         ]
         shown = {
             "service": "payment",

@@ -53,6 +53,8 @@ class Outside:
             channel.target,
             channel.dialing,
             EffectivePolicy(channel.target),
+            member="shell-1",
+            zone=None,
             clock=SYSTEM_CLOCK,
             rng=random.Random(1),
         )

@@ -323,11 +323,12 @@ async def test_an_instance_whose_connection_broke_under_calls_comes_back_by_one_
     assert payment.health(2).admission is Admission.ADMITTED
 
 
-async def test_an_instance_that_is_back_gets_a_tenth_of_its_share_at_first(local_mesh):
-    """And all of it after thirty seconds."""
+@pytest.mark.parametrize("more", ["", "hash_key: field.payment_id"])
+async def test_an_instance_that_is_back_gets_a_tenth_of_its_share_at_first(local_mesh, more):
+    """And all of it after thirty seconds; a key that its balancer does not go by makes no difference."""
     script = await local_mesh.script("payment", PAYMENT, instances=2)
     script.answer("GetPayment", payment_pb2.Payment(id="p-1"))
-    local_mesh.policy(ROUND_ROBIN.replace("slow_start: {window: 1ms}", ""))
+    local_mesh.policy(ROUND_ROBIN.replace("slow_start: {window: 1ms}", more))
     payment = Payment(local_mesh, script)
     await payment.call(2)
     added = await script.add()

@@ -319,7 +319,7 @@ async def test_every_update_that_keeps_the_instance_keeps_its_connection(mesh, r
             assert endpoint.instance == instance
         for kind in (BalancerKind.RANDOM, BalancerKind.ROUND_ROBIN, BalancerKind.PEAK_EWMA):
             policy(mesh, balancer=Balancer(kind), timeout=3.0)
-        assert endpoint.load(mesh.clock.now()) > 0
+        assert endpoint.load.value(mesh.clock.now()) > 0
         assert endpoint.pending == 1
         await held.write(b"after")
         assert await held.read() == b"after"
@@ -374,8 +374,8 @@ async def test_several_updates_in_one_step_leave_the_last_one(mesh, registry):
             destination._on_snapshot(Snapshot("echo", tuple(s.instance for s in instances)))
         assert await channel.unary_unary(PLAIN)(b"hi") == b"hi@two"
         assert len(destination.endpoints) == 1
-        await asyncio.gather(*destination._retiring)
-        assert not destination._retiring
+        await asyncio.gather(*destination._endpoints._retiring)
+        assert not destination._endpoints._retiring
 
 
 async def test_an_update_made_inside_a_call_back_is_taken(mesh, registry):
@@ -420,13 +420,13 @@ async def test_an_instance_that_comes_back_while_it_is_let_go_is_dialled_anew(me
         assert await channel.unary_unary(PLAIN)(b"hi") == b"hi@one"
         assert endpoint_of(channel, "one") is not before
         assert before.pending == 1
-        retiring = tuple(channel.bound()._retiring)
+        retiring = tuple(channel.bound()._endpoints._retiring)
         release.set()
         assert await held == b"held@one"
         async with asyncio.timeout(5):
             await asyncio.gather(*retiring)
         assert before.pending == 0
-        assert not channel.bound()._retiring
+        assert not channel.bound()._endpoints._retiring
 
 
 async def test_leaving_the_mesh_does_not_wait_for_what_is_being_let_go(registry):
@@ -448,7 +448,7 @@ async def test_leaving_the_mesh_does_not_wait_for_what_is_being_let_go(registry)
                 calls.append(channel.unary_unary(PLAIN)(b""))
                 await server.calls(1)
                 await registry.deregister(server.instance)
-            assert len(channel.bound()._retiring) == 2
+            assert len(channel.bound()._endpoints._retiring) == 2
         codes = [await call.code() for call in calls]
         assert codes == [grpc.StatusCode.UNAVAILABLE] * 2
         assert client_tasks() <= tasks

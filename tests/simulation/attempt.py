@@ -42,7 +42,7 @@ class Attempt:
         self._generation = endpoint.health.generation
         self._is_over = False
         self._work = Work(self._answered, until)
-        endpoint.start(self)
+        endpoint.start(self, self._started)
         if endpoint.is_ready():
             self._expiry = sim.at(until, self._expire, bounded)
             sim.after(TRAVEL, endpoint.server.receive, self._work)
@@ -78,5 +78,5 @@ class Attempt:
         self.code = code
         self.outcome = classify(code, self.details)
         now = self._sim.now
-        self._endpoint.finish(self, self.outcome, now - self._started, now, self._generation)
+        self._endpoint.finish(self, self.outcome, self._started, now, self._generation)
         self._call.on_attempt_done(self)

@@ -169,7 +169,7 @@ def _legend(panel: Panel, y: float) -> list[str]:
                 f'y1="{_n(y - 4)}" y2="{_n(y - 4)}"/>'
             )
         parts.append(_text(x + 28, y, label, "t"))
-        x += 28 + 7.0 * len(label) + 18
+        x += 28 + 7.3 * len(label) + 20
     return parts
 
 
@@ -211,7 +211,8 @@ def _plot(panel: Panel, top: int) -> tuple[list[str], int]:
     parts.append(_text(20, middle, panel.y, "m c", turn))
     # Ours is drawn last, over what it is compared with.
     for each in sorted(panel.lines, key=lambda each: each.look == "ours"):
-        points = list(_stairs(each.points) if each.steps else each.points)
+        shown = [(x, y) for x, y in each.points if left <= x <= right]
+        points = list(_stairs(shown) if each.steps else shown)
         path = " ".join(f"{_n(at_x(x))},{_n(at_y(y))}" for x, y in points)
         parts.append(f'<polyline class="{each.look}" points="{path}"/>')
     return parts, _HEAD + _PLOT + _FOOT

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import grpc
 
 from meshrpc.client.admission_control import AdmissionControl
-from meshrpc.client.call_options import NOTHING_SAID
+from meshrpc.client.aim import ANYWHERE
 from meshrpc.client.choices import Choices
 from meshrpc.client.endpoint import FAILING, READY
 from meshrpc.client.probes import Probes
+from meshrpc.client.roster import Group, Roster
 from meshrpc.policy.model import EffectivePolicy
 from meshrpc.resilience.health import Admission
 from meshrpc.resilience.outcome import Outcome
@@ -83,6 +84,8 @@ class Client:
         self.endpoints = tuple(
             Endpoint(sim, server, self, policy.balancer.decay, self.rng) for server in servers
         )
+        everybody = frozenset(endpoint.id for endpoint in self.endpoints)
+        self._roster = Roster({None: Group(everybody)}, everybody)
         for endpoint in self.endpoints:
             self.outliers.add(endpoint.health)
         self._rebuild()
@@ -106,7 +109,7 @@ class Client:
 
     def pick_next(self, tried: Sequence[Endpoint], now: float) -> Endpoint | None:
         """Return an endpoint as `Destination.wait_for_endpoint` does; None: it would wait."""
-        found = self._choices.pick_untried(tried, now, NOTHING_SAID) or self.pick(now)
+        found = self._choices.pick_untried(tried, now, ANYWHERE) or self.pick(now)
         if found is not None:
             return found
         if self.is_unreachable():
@@ -158,7 +161,7 @@ class Client:
         self._advance_in_time()
 
     def _rebuild(self) -> None:
-        self._choices.replace(self.endpoints, self.sim.now)
+        self._choices.replace(self.endpoints, self._roster, self.sim.now)
         self._probes.offer(
             (each for each in self.endpoints if each.health.admission is Admission.PROBATION),
             self.sim.now,

@@ -13,7 +13,8 @@ from typing import Protocol
 
 import grpc
 
-from meshrpc.balancer.peak_ewma import PeakEwma
+from meshrpc.balancer.capacity import Capacity
+from meshrpc.balancer.load import Load
 from meshrpc.client.endpoint import FAILING, READY
 from meshrpc.resilience.health import Health
 from meshrpc.resilience.outcome import Outcome
@@ -74,7 +75,8 @@ class Endpoint:
         self._sim = sim
         self._keeper = keeper
         self._rng = rng
-        self._latency = PeakEwma(decay)
+        self.load = Load(decay)
+        self.capacity = Capacity()
         self._attempts: dict[Breaking, None] = {}  # in order, for a run to be repeatable
         self._ping: Event | None = None
         self._dialing: Event | None = None
@@ -85,47 +87,33 @@ class Endpoint:
             self._dial()
 
     def __repr__(self) -> str:
-        return f"<Endpoint {self.id} {self.state.name} pending={self._latency.pending}>"
-
-    @property
-    def pending(self) -> int:
-        """Attempts under way."""
-        return self._latency.pending
-
-    @property
-    def is_failing(self) -> bool:
-        """Whether it has failed and not succeeded since."""
-        return self._latency.is_failing
+        return f"<Endpoint {self.id} {self.state.name} pending={self.load.pending}>"
 
     def is_ready(self) -> bool:
         """Return whether a call started now would go out at once."""
         return self.state is READY
 
-    def load(self, now: float) -> float:
-        """Return latency x (pending + 1), as peak EWMA has it."""
-        return self._latency.load(now)
-
-    def start(self, attempt: Breaking) -> None:
+    def start(self, attempt: Breaking, now: float) -> None:
         """Count an attempt as pending; exactly one `finish` follows."""
-        self._latency.pending += 1
+        self.load.start(now)
         self._attempts[attempt] = None
         if self.server.state is State.FROZEN:
             self._watch_out()
 
     def finish(
-        self, attempt: Breaking, outcome: Outcome, latency: float, now: float, generation: int
+        self, attempt: Breaking, outcome: Outcome, started: float, now: float, generation: int
     ) -> None:
         """Count an attempt as over and learn from it."""
-        self._latency.pending -= 1
+        self.load.finish(started)
         del self._attempts[attempt]
-        self._latency.learn(outcome, latency, now)
+        self.load.learn(outcome, now - started, now)
         if self._keeper.outliers.record(self.health, generation, outcome, now):
             self._keeper.on_admission(self)
 
     def warm_up(self, now: float, window: float) -> None:
         """Begin a slow start; what was learned of its latency before is forgotten."""
         self.warm_at = now + window
-        self._latency.forget()
+        self.load.forget()
 
     def _on_server(self, state: State) -> None:
         if state is State.FROZEN:

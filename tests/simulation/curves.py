@@ -10,7 +10,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.simulation import cold_start, flapping, many_bad, retry_storm, total_failure
+from tests.simulation import (
+    cold_start,
+    distribution,
+    flapping,
+    many_bad,
+    reported_load,
+    retry_storm,
+    rolling_deploy,
+    skewed_keys,
+    slow_middle,
+    start_together,
+    total_failure,
+    zone_lost,
+)
 from tests.simulation.chart import Chart, as_csv, as_svg
 
 FOLDER = Path(__file__).parents[2] / "docs" / "curves"
@@ -22,6 +35,13 @@ CHARTS: dict[str, Callable[[], Chart]] = {
     "collapse": total_failure.collapse_chart,
     "retry_storm": retry_storm.chart,
     "many_bad": many_bad.chart,
+    "distribution": distribution.chart,
+    "start_together": start_together.chart,
+    "slow_middle": slow_middle.chart,
+    "rolling_deploy": rolling_deploy.chart,
+    "zone_lost": zone_lost.chart,
+    "skewed_keys": skewed_keys.chart,
+    "reported_load": reported_load.chart,
 }
 
 

@@ -44,12 +44,12 @@ def test_calls_at_a_server_that_dies_go_to_another():
     """At once: the connection breaks when the process does."""
     sim, servers, client = fleet(service_time=1.0)
     ended = [calling(client) for _ in range(4)]
-    assert sum(endpoint.pending for endpoint in client.endpoints) == 4
+    assert sum(endpoint.load.pending for endpoint in client.endpoints) == 4
     sim.at(0.01, servers[0].set_state, State.DEAD)
     sim.run(10.0)
     assert [each[0].code for each in ended] == [OK] * 4
     assert sorted(each[0].attempts for each in ended) == [1, 1, 2, 2]
-    assert all(endpoint.pending == 0 for endpoint in client.endpoints)
+    assert all(endpoint.load.pending == 0 for endpoint in client.endpoints)
 
 
 def test_a_frozen_server_is_found_after_two_seconds():

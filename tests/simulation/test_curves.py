@@ -113,6 +113,23 @@ def test_nothing_is_drawn_outside_of_a_picture():
             assert float(element.get("x")) + float(element.get("width")) <= width
 
 
+def test_lines_are_cut_where_the_axis_ends():
+    """What lies outside of the stretch that is shown is in the table only."""
+    panel = Panel("Cut", "x", "y", (line("a", [(0, 1), (5, 2), (9, 3)]),), span=(4.0, 6.0))
+    svg = as_svg(Chart("cut", "Cut", "", (panel,)))
+    (element,) = ET.fromstring(svg).iterfind("{*}polyline")  # noqa: S314 - ours
+    assert len(element.get("points").split()) == 1
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_no_word_of_a_committed_picture_runs_over_its_edge(name):
+    """At about 7 pixels a letter, as the legends are set."""
+    root = ET.fromstring((FOLDER / f"{name}.svg").read_text())  # noqa: S314 - ours
+    for element in root.iterfind("{*}text"):
+        if element.get("class") == "t":
+            assert float(element.get("x")) + 7.0 * len(element.text) <= float(root.get("width"))
+
+
 def test_every_picture_is_told_how_it_was_made():
     """The page names the command, and the Makefile has it."""
     root = Path(__file__).parents[2]

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshrpc.load_report import LoadReport
 from meshrpc.registry.consul_record import check_id, read, registration
 from meshrpc.registry.instance import Health, Instance, State
 
@@ -32,8 +33,9 @@ def stored(wanted: dict) -> dict:
     address=st.sampled_from(["127.0.0.1:5001", "[::1]:5001", "payment.example:443"]),
     state=st.sampled_from(State),
     pid=st.none() | st.integers(1, 2**22),
+    load=st.none() | st.builds(LoadReport, *[st.floats(0, 1e6)] * 5),
 )
-def test_a_record_survives_the_way_through_consul(labels, id_, address, state, pid):
+def test_a_record_survives_the_way_through_consul(labels, id_, address, state, pid, load):
     """Whatever an instance says comes back, in keys that Consul takes."""
     instance = Instance(
         id=id_,
@@ -46,6 +48,7 @@ def test_a_record_survives_the_way_through_consul(labels, id_, address, state, p
         weight=7,
         incarnation=3,
         health=Health.SERVING,
+        load=load,
     )
     wanted = registration(instance, 15.0)
     assert read(stored(wanted)) == instance
@@ -67,6 +70,23 @@ def test_a_lease_begins_alive():
     assert wanted["check"]["Status"] == "passing"
     assert wanted["check"]["TTL"] == "15s"
     assert wanted["check"]["DeregisterCriticalServiceAfter"] == "1m"
+
+
+@pytest.mark.parametrize("text", ["", "busy", "-1", "nan", "inf", None])
+def test_a_load_that_cannot_be_read_is_none(text):
+    """The instance can be called all the same."""
+    instance = Instance(id="1", service="payment", address="127.0.0.1:1", load=LoadReport(0.5, 1.0))
+    entry = stored(registration(instance, 15.0))
+    meta = entry["Service"]["Meta"]
+    assert {key for key in meta if key.startswith("load-")} == {
+        *("load-utilization", "load-rps", "load-eps", "load-queue-seconds", "load-cpu")
+    }
+    if text is None:
+        del meta["load-cpu"]
+    else:
+        meta["load-cpu"] = text
+    assert read(entry).load is None
+    assert read(entry).id == "1"
 
 
 def test_what_others_registered_is_an_instance_too():

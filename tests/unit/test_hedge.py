@@ -189,7 +189,9 @@ def test_a_method_is_known_again_under_another_policy():
 def test_only_idempotent_methods_have_a_hedge(method, listed, idempotent, hedge):
     """By their proto or by the policy; and no call that is to be sent once."""
     retry = Retry(non_idempotent=frozenset({method} if listed else ()))
-    compiled = PolicyTable(EffectivePolicy("x", retry=retry, hedge=hedge)).method(f"/{method}")
+    compiled = (
+        PolicyTable(EffectivePolicy("x", retry=retry, hedge=hedge)).method(f"/{method}").fixed
+    )
     assert compiled.hedge is (hedge if idempotent else None)
     assert compiled.once.hedge is None
 

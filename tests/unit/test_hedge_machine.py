@@ -99,7 +99,9 @@ class HedgingMachine(RuleBasedStateMachine):
         """It has a hedge to wait for only if executing it twice is as good as once."""
         name, declared = method
         retry = Retry(non_idempotent=frozenset(listed))
-        compiled = PolicyTable(EffectivePolicy("x", retry=retry, hedge=policy)).method(f"/{name}")
+        compiled = (
+            PolicyTable(EffectivePolicy("x", retry=retry, hedge=policy)).method(f"/{name}").fixed
+        )
         assert compiled.hedge is (policy if declared or name in listed else None)
 
     @rule(policy=policies)

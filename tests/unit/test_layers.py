@@ -23,10 +23,19 @@ LAYERS = (
     ),
     ("balancer", "resilience", "limits", "policy", "registry.leases"),
     ("registry.registry", "registry.instance"),
-    ("settings", "errors", "clock", "wire", "metadata", "v1"),
+    ("settings", "errors", "clock", "wire", "load_report", "metadata", "v1"),
 )
 
-PURE = ("balancer", "resilience", "limits", "policy", "registry.leases", "control.pushes")
+PURE = (
+    "balancer",
+    "resilience",
+    "limits",
+    "policy",
+    "registry.leases",
+    "control.pushes",
+    "control.subscriber",
+    "control.instance_sets",
+)
 """Decisions: time and chance are arguments, and there is no I/O."""
 
 BANNED_IN_PURE = {"asyncio", "socket", "time", "threading", "subprocess", "sqlite3", "logging"}

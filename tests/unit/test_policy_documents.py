@@ -20,14 +20,26 @@ from meshrpc.policy.model import (
     Balancer,
     BalancerKind,
     CircuitBreaker,
+    Comparison,
+    EffectivePolicy,
+    Fallback,
+    Fault,
+    HashKey,
     Hedge,
+    KeySource,
     LimitMode,
+    Locality,
+    Match,
+    MetadataMatch,
+    Mirror,
     Outlier,
     Policy,
     RateLimit,
     Retry,
     RetryBudget,
+    Route,
     SlowStart,
+    Target,
     Throttle,
     effective,
 )
@@ -46,6 +58,9 @@ outlier: {consecutive_failures: 5, success_rate_below: 80%, base_ejection: 5s, m
 slow_start: {window: 30s}
 throttle: {multiplier: 2, window: 3s, max_rejected: 80%}
 circuit_breaker: {max_requests: 1024}
+hash_key: metadata.x-user
+subset_size: 100
+locality: {zone: {min_instances: 6}}
 subsets:
   v1: {version: v1}                          # labels an instance must have
   v2: {version: v2}
@@ -57,9 +72,14 @@ routes:                                      # first match wins
     timeout: 500ms
     retry: {attempts: 2, codes: [UNAVAILABLE], per_attempt_timeout: 200ms, backoff: {base: 25ms, max: 50ms}}
     fault: {delay: {percent: 10%, duration: 50ms}, abort: {percent: 1%, code: UNAVAILABLE}}
+  - name: searches
+    match: {method: payment.v1.PaymentService/List, metadata: {x-b: {prefix: beta-}, x-a: {present: true}}}
+    hedge: {percentile: 99%, max_extra: 1%}
+    hash_key: field.query.text
+    fault: {abort: {percent: 2%, code: INTERNAL}, max_active: 7}
   - name: rest
     split: [{subset: v1, weight: 90}, {subset: v2, weight: 10}]
-    mirror: {subset: v2, percent: 5%}
+    mirror: {subset: v2, percent: 5%, max_active: 9}
 rate_limits:
   - {name: per-caller, key: [caller], rate: 100/s, burst: 50, share: instance, mode: enforce}
 concurrency: adaptive
@@ -100,12 +120,58 @@ def test_the_whole_language_loads():
         slow_start=SlowStart(window=30.0),
         throttle=Throttle(multiplier=2.0, window=3.0, max_rejected=0.8),
         circuit_breaker=CircuitBreaker(max_requests=1024),
+        hash_key=HashKey(KeySource.METADATA, "x-user"),
+        subset_size=100,
+        locality=Locality(zone=True, min_instances=6),
         subsets={"v1": {"version": "v1"}, "v2": {"version": "v2"}},
+        routes=(
+            Route(
+                "beta",
+                match=Match(
+                    method="payment.v1.PaymentService/*",
+                    caller="order",
+                    metadata=(MetadataMatch("x-group", Comparison.EXACT, "beta"),),
+                ),
+                split=(Target("v2", 1),),
+                fallback=Fallback.NONE,
+                fault=Fault(
+                    delay_percent=0.1,
+                    delay=0.05,
+                    abort_percent=0.01,
+                    abort_code=grpc.StatusCode.UNAVAILABLE,
+                ),
+                timeout=0.5,
+                retry=Retry(
+                    attempts=2,
+                    codes=frozenset({grpc.StatusCode.UNAVAILABLE}),
+                    per_attempt_timeout=0.2,
+                    backoff=Backoff(base=0.025, max=0.05),
+                ),
+            ),
+            Route(
+                "searches",
+                match=Match(
+                    method="payment.v1.PaymentService/List",
+                    metadata=(
+                        MetadataMatch("x-a", Comparison.PRESENT, "true"),
+                        MetadataMatch("x-b", Comparison.PREFIX, "beta-"),
+                    ),
+                ),
+                fault=Fault(abort_percent=0.02, abort_code=grpc.StatusCode.INTERNAL, max_active=7),
+                hedge=Hedge(percentile=0.99, max_extra=0.01),
+                hash_key=HashKey(KeySource.FIELD, "query.text"),
+            ),
+            Route(
+                "rest",
+                split=(Target("v1", 90), Target("v2", 10)),
+                mirror=Mirror("v2", 0.05, max_active=9),
+            ),
+        ),
         rate_limits=(RateLimit(name="per-caller", key=("caller",), rate=100.0, burst=50),),
     )
     assert document.warnings == tuple(
         f"payment: {block}: accepted, not carried out by this release"
-        for block in ("routes", "concurrency", "telemetry")
+        for block in ("concurrency", "telemetry")
     )
     assert document.ignored == ()
 
@@ -152,6 +218,84 @@ def test_every_field_of_the_language_is_typed(leaf):
         (
             "balancer: {round_robin: {}}",
             Policy("payment", balancer=Balancer(BalancerKind.ROUND_ROBIN)),
+        ),
+        (
+            """
+            balancer:
+              weighted_round_robin: {blackout: 1s, expiry: 1m, update: 500ms, error_penalty: 0}
+            """,
+            Policy(
+                "payment",
+                balancer=Balancer(
+                    BalancerKind.WEIGHTED_ROUND_ROBIN,
+                    blackout=1.0,
+                    expiry=60.0,
+                    update=0.5,
+                    error_penalty=0.0,
+                ),
+            ),
+        ),
+        (
+            "balancer: {least_request: {choices: 10}}",
+            Policy("payment", balancer=Balancer(BalancerKind.LEAST_REQUEST, choices=10)),
+        ),
+        (
+            "balancer: {ring_hash: {max_load: 1.05}}",
+            Policy("payment", balancer=Balancer(BalancerKind.RING_HASH, max_load=1.05)),
+        ),
+        (
+            "balancer: {maglev: {max_load: 100}}",
+            Policy("payment", balancer=Balancer(BalancerKind.MAGLEV, max_load=100.0)),
+        ),
+        *(
+            (f"balancer: {kind}", Policy("payment", balancer=Balancer(kind)))
+            for kind in BalancerKind
+        ),
+        (
+            "hash_key: field.user_id",
+            Policy("payment", hash_key=HashKey(KeySource.FIELD, "user_id")),
+        ),
+        (
+            "hash_key: metadata.x.y-z",
+            Policy("payment", hash_key=HashKey(KeySource.METADATA, "x.y-z")),
+        ),
+        ("subset_size: 1", Policy("payment", subset_size=1)),
+        ("subset_size: 100000", Policy("payment", subset_size=100_000)),
+        ("locality: none", Policy("payment", locality=Locality())),
+        ("locality: zone", Policy("payment", locality=Locality(zone=True))),
+        (
+            "locality: {zone: {min_instances: 1}}",
+            Policy("payment", locality=Locality(zone=True, min_instances=1)),
+        ),
+        ("routes: []", Policy("payment", routes=())),
+        ("routes: [{name: all}]", Policy("payment", routes=(Route("all"),))),
+        (
+            """
+            routes:
+              - name: a
+                match: {metadata: {k: {present: false}}}
+                split: [{subset: v1, weight: 0}, {subset: v2, weight: 1000000}]
+                fallback: any
+                retry: {}
+              - name: b
+                mirror: {subset: v1, percent: 0%}
+                fault: {delay: {percent: 100%, duration: 1s}}
+            subsets: {v1: {version: v1}, v2: {version: v2}}
+            """,
+            Policy(
+                "payment",
+                subsets={"v1": {"version": "v1"}, "v2": {"version": "v2"}},
+                routes=(
+                    Route(
+                        "a",
+                        Match(metadata=(MetadataMatch("k", Comparison.PRESENT, "false"),)),
+                        (Target("v1", 0), Target("v2", 1_000_000)),
+                        Fallback.ANY,
+                        retry=Retry(),
+                    ),
+                    Route("b", mirror=Mirror("v1", 0.0), fault=Fault(delay_percent=1.0, delay=1.0)),
+                ),
+            ),
         ),
         ("retry: {}", Policy("payment", retry=Retry())),
         ("retry: {attempts: 1, codes: []}", Policy("payment", retry=Retry(1, frozenset()))),
@@ -257,21 +401,9 @@ def test_a_fleet_limit_is_warned_of_and_limits_nothing():
 @pytest.mark.parametrize(
     ("body", "block"),
     [
-        ("routes: []", "routes"),
         ("stream: {idle: 1m, max: 24h}", "stream"),
         ("concurrency: {adaptive: {}}", "concurrency"),
         ("telemetry: {}", "telemetry"),
-        (
-            """
-            routes:
-              - name: a
-                match: {metadata: {k: {present: true}, l: {prefix: x}}}
-                fallback: any
-                stream: {idle: 5s}
-                fault: {delay: {percent: 1%, duration: 1s}, max_active: 3}
-            """,
-            "routes",
-        ),
     ],
 )
 def test_blocks_not_carried_out_are_warned_of(body, block):
@@ -279,6 +411,17 @@ def test_blocks_not_carried_out_are_warned_of(body, block):
     document = load_document(HEAD + dedent(body))
     assert document.warnings == (f"payment: {block}: accepted, not carried out by this release",)
     assert document.policy == Policy("payment")
+
+
+def test_a_routes_stream_is_warned_of_where_it_stands():
+    """The rest of the route is carried out."""
+    document = load_document(
+        HEAD + "routes: [{name: a, match: {caller: b}}, {name: c, stream: {max: 1h}, timeout: 1s}]"
+    )
+    assert document.warnings == (
+        "payment: routes[1].stream: accepted, not carried out by this release",
+    )
+    assert document.policy.routes == (Route("a", Match(caller="b")), Route("c", timeout=1.0))
 
 
 BAD = [
@@ -317,32 +460,58 @@ BAD = [
     ),
     # balancer
     (
-        "+balancer: maglev",
-        "balancer",
-        "maglev",
-        "this release has random, round_robin, peak_ewma",
-    ),
-    (
-        "+balancer: {least_request: {choices: 2}}",
-        "balancer",
-        "least_request",
-        "this release has random, round_robin, peak_ewma",
-    ),
-    (
         "+balancer: roundrobin",
         "balancer",
         "roundrobin",
-        "expected one of random, round_robin, peak_ewma, ring_hash; did you mean round_robin?",
+        "expected one of round_robin, random, weighted_round_robin, least_request, peak_ewma, ring_hash, maglev; did you mean round_robin?",
     ),
-    ("+balancer: [random]", "balancer", "[random]", "expected one of random"),
+    ("+balancer: [random]", "balancer", "[random]", "expected one of round_robin"),
     (
         "+balancer: {random: {}, peak_ewma: {}}",
         "balancer",
         "{random: {}, peak_ewma: {}}",
-        "expected one of random",
+        "expected one of round_robin",
     ),
     ("+balancer: {random: {decay: 1s}}", "balancer.random.decay", "1s", "unknown field"),
     ("+balancer: {peak_ewma: {decay: 10}}", "balancer.peak_ewma.decay", "10", "expected a dur"),
+    ("+balancer: {maglev: {decay: 1s}}", "balancer.maglev.decay", "1s", "unknown field"),
+    ("+balancer: {maglev: {max_load: 1}}", "balancer.maglev.max_load", "1", "expected a number"),
+    (
+        "+balancer: {ring_hash: {max_load: 125%}}",
+        "balancer.ring_hash.max_load",
+        "125%",
+        "expected a number from 1.05 to 100, without a unit",
+    ),
+    (
+        "+balancer: {least_request: {choices: 1}}",
+        "balancer.least_request.choices",
+        "1",
+        "expected a whole number from 2 to 10",
+    ),
+    (
+        "+balancer: {weighted_round_robin: {update: 0s}}",
+        "balancer.weighted_round_robin.update",
+        "0s",
+        "a duration is more than 0",
+    ),
+    # keys, subset size, locality
+    ("+hash_key: x-user", "hash_key", "x-user", "expected metadata.<key in lower case> or field."),
+    ("+hash_key: metadata.X", "hash_key", "metadata.X", "expected metadata.<key in lower case>"),
+    ("+hash_key: metadata.a-bin", "hash_key", "metadata.a-bin", "expected metadata.<key in lower"),
+    ("+hash_key: field.", "hash_key", "field.", "expected metadata.<key in lower case> or field."),
+    ("+hash_key: field.a..b", "hash_key", "field.a..b", "expected metadata.<key in lower case>"),
+    ("+hash_key: field.items[0]", "hash_key", "field.items[0]", "expected metadata.<key in lower"),
+    ("+hash_key: [field.a]", "hash_key", "[field.a]", "expected metadata.<key in lower case>"),
+    ("+subset_size: 0", "subset_size", "0", "expected a whole number from 1 to 100000"),
+    ("+subset_size: 100001", "subset_size", "100001", "expected a whole number from 1 to 100000"),
+    ("+locality: region", "locality", "region", "expected one of none, zone"),
+    ("+locality: {none: {min_instances: 1}}", "locality.none.min_instances", "1", "unknown field"),
+    (
+        "+locality: {zone: {min_instances: 0}}",
+        "locality.zone.min_instances",
+        "0",
+        "expected a whole number from 1",
+    ),
     # retry
     ("+retry: 3", "retry", "3", "expected a mapping with attempts"),
     ("+retry: {attempts: 0}", "retry.attempts", "0", "expected a whole number from 1 to 5"),
@@ -582,6 +751,24 @@ BAD = [
         "a metadata key is lower case",
     ),
     (
+        "+routes: [{name: a, match: {metadata: {k: present}}}]",
+        "routes[0].match.metadata.k.present",
+        "{}",
+        "expected one of true, false",
+    ),
+    (
+        "+routes: [{name: a, fallback: any}]",
+        "routes[0].fallback",
+        "any",
+        "without split there is nothing to fall back from: add split, or leave fallback out",
+    ),
+    ("+routes: [{name: a, fallbck: any}]", "routes[0].fallbck", "any", "unknown field; did you"),
+    ("+routes: [{name: a, hash_key: x}]", "routes[0].hash_key", "x", "expected metadata.<key in"),
+    ("+routes: [{name: a, hedge: on}]", "routes[0].hedge", "on", "expected a mapping with perc"),
+    ("+routes: [{name: a, timeout: 1}]", "routes[0].timeout", "1", "expected a duration"),
+    ("+routes: [{name: a, stream: {max: 1}}]", "routes[0].stream.max", "1", "expected a duration"),
+    ("+routes: [{name: a, balancer: random}]", "routes[0].balancer", "random", "unknown field"),
+    (
         "+routes: [{name: a, retry: {attempts: 9}}]",
         "routes[0].retry.attempts",
         "9",
@@ -591,13 +778,13 @@ BAD = [
         "+routes: [{name: a, split: [{subset: v3, weight: 1}]}]",
         "routes[0].split[0].subset",
         "v3",
-        "no such subset; here are []",
+        "no such subset: this document has none; add it to subsets",
     ),
     (
         "+subsets: {v1: {version: v1}}\nroutes: [{name: a, mirror: {subset: v2, percent: 1%}}]",
         "routes[0].mirror.subset",
         "v2",
-        "no such subset; here are [v1]",
+        "no such subset: here are [v1]; add it to subsets",
     ),
     (
         "+subsets: {v1: {version: v1}}\nroutes: [{name: a, split: [{subset: v1, weight: 0}]}]",
@@ -605,12 +792,42 @@ BAD = [
         "[{subset: v1, weight: 0}]",
         "at least one weight is more than 0",
     ),
+    (
+        "+subsets: {v1: {a: b}}\nroutes: [{name: a, mirror: {subset: v1, percent: 1%, max_active: 0}}]",
+        "routes[0].mirror.max_active",
+        "0",
+        "expected a whole number from 1",
+    ),
+    (
+        "+subsets: {v1: {a: b}}\nroutes: [{name: a, mirror: {subset: v1}}]",
+        "routes[0].mirror.percent",
+        "",
+        "this field is required",
+    ),
+    (
+        "+subsets: {v1: {a: b}}\nroutes: [{name: a, split: [{subset: v1}]}]",
+        "routes[0].split[0].weight",
+        "",
+        "this field is required",
+    ),
+    (
+        "+subsets: {a: {b: c}}\nroutes: [{name: a, split: [{subset: a, weight: 1}, {subset: a, weight: 2}]}]",
+        "routes[0].split[1].subset",
+        "a",
+        "this is listed twice",
+    ),
     ("+routes: [{name: a, split: []}]", "routes[0].split", "[]", "at least one weight"),
     (
         "+routes: [{name: a, fault: {max_active: 1}}]",
         "routes[0].fault",
         "{max_active: 1}",
         "a fault has a delay, an abort or both",
+    ),
+    (
+        "+routes: [{name: a, fault: {delay: {percent: 1%}}}]",
+        "routes[0].fault.delay.duration",
+        "",
+        "this field is required",
     ),
     (
         "+routes: [{name: a, fault: {abort: {percent: 1%, code: OK}}}]",
@@ -676,16 +893,33 @@ def test_one_document_is_one_document():
 def test_lenient_loading_skips_and_lists_fields_of_a_newer_release():
     """An older release takes what it knows of a newer one's document, and says what it left."""
     text = HEAD + (
-        "timeout: 2s\nlocality: {prefer: zone}\nretry: {attempts: 2, jitter: full}\n"
+        "timeout: 2s\naffinity: {prefer: zone}\nretry: {attempts: 2, jitter: full}\n"
         "routes: [{name: a, fault: {corrupt: 1%}}]\n"
     )
     document = load_document(text, lenient=True)
-    assert document.ignored == ("locality", "retry.jitter", "routes[0].fault.corrupt")
-    assert document.policy == Policy("payment", timeout=2.0, retry=Retry(attempts=2))
+    assert document.ignored == ("affinity", "retry.jitter", "routes[0].fault.corrupt")
+    assert document.policy == Policy(
+        "payment", timeout=2.0, retry=Retry(attempts=2), routes=(Route("a", fault=Fault()),)
+    )
     assert [problem.path for problem in problems_of(text)] == list(document.ignored)
 
 
-@pytest.mark.parametrize("body", ["timeout: 2", "balancer: maglev", "retry: ~", "zzz: 1\nzzz: 2"])
+def test_a_route_is_skipped_whole_when_not_all_of_its_match_is_known():
+    """What a newer release does to a few calls an older one must not do to more of them."""
+    text = HEAD + (
+        "routes:\n"
+        "- {name: a, match: {caller: x, percent: 1%}, fault: {abort: {percent: 100%, code: ABORTED}}}\n"
+        "- {name: b, match: {caller: x, at night: true}}\n"
+        "- {name: c, match: {caller: x}, matches: {}}\n"
+        "- {name: d}\n"
+    )
+    document = load_document(text, lenient=True)
+    skipped = ("routes[0].match.percent", 'routes[1].match["at night"]')
+    assert document.ignored == (*skipped, "routes[2].matches")
+    assert document.policy.routes == (Route("c", Match(caller="x")), Route("d"))
+
+
+@pytest.mark.parametrize("body", ["timeout: 2", "balancer: eldest", "retry: ~", "zzz: 1\nzzz: 2"])
 def test_lenient_loading_is_strict_about_all_else(body):
     """Only unknown fields are skipped; a value that cannot be used still refuses the document."""
     problems_of(HEAD + body, lenient=True)
@@ -743,22 +977,65 @@ GUIDE = (REPOSITORY / "docs" / "policy.md").read_text()
 ROWS = re.findall(r"^\| `([a-z_\[\].]+)` \| [^|]+ \| ([^|]+?) \|", GUIDE, re.MULTILINE)
 
 
+BALANCERS = {
+    "weighted_round_robin": ("blackout", "expiry", "update", "error_penalty"),
+    "least_request": ("choices",),
+    "peak_ewma": ("decay",),
+    "ring_hash": ("max_load",),
+    "maglev": ("max_load",),
+}
+
+
 def test_the_guide_has_every_field_carried_out():
     """Every field of the model is in the table, and nothing else."""
-    blocks = {**FAILURE_BLOCKS, "rate_limits[]": RateLimit}
-    expected = {"timeout", "balancer", "balancer.peak_ewma.decay"}
+    blocks = {
+        **FAILURE_BLOCKS,
+        "rate_limits[]": RateLimit,
+        "routes[]": Route,
+        "routes[].match": Match,
+        "routes[].split[]": Target,
+        "routes[].mirror": Mirror,
+    }
+    expected = {"timeout", "balancer", "hash_key", "subset_size", "locality"}
+    expected |= {f"balancer.{kind}.{field}" for kind in BALANCERS for field in BALANCERS[kind]}
+    assert {field.name for field in fields(Balancer)} == {
+        "kind",
+        *(field for kind in BALANCERS for field in BALANCERS[kind]),
+    }
+    expected |= {f"locality.zone.{field.name}" for field in fields(Locality)}
     for block, model in blocks.items():
         expected |= {f"{block}.{field.name}" for field in fields(model)}
-    expected -= {"retry.backoff"}
     expected |= {f"retry.backoff.{field.name}" for field in fields(Backoff)}
+    for fault in ("delay.percent", "delay.duration", "abort.percent", "abort.code", "max_active"):
+        expected.add(f"routes[].fault.{fault}")
+    expected -= {"retry.backoff", "locality.zone.zone", "routes[].match.metadata"}
+    expected -= {f"routes[].{block}" for block in ("match", "split", "mirror", "fault")}
     assert {path for path, _ in ROWS} == expected
+    of_policy = {path.partition(".")[0].removesuffix("[]") for path in expected} | {"subsets"}
+    assert of_policy == {field.name for field in fields(EffectivePolicy)} - {"service"}
+    assert "| `routes[].match.metadata.<key>` |" in GUIDE
+    assert "| `subsets.<name>` |" in GUIDE
 
 
 PLAIN = {
     "schema": "meshrpc.policy/v1",
     "service": "payment",
     "balancer": {"peak_ewma": {}},
+    "locality": {"none": {}},
     **{block: {} for block in FAILURE_BLOCKS},
+    "subsets": {"v1": {"version": "v1"}},
+    "routes": [
+        {
+            "name": "all",
+            "match": {"metadata": {"x-user": {"present": "true"}}},
+            "split": [{"subset": "v1", "weight": "1"}],
+            "mirror": {"subset": "v1", "percent": "5%"},
+            "fault": {
+                "delay": {"percent": "1%", "duration": "1s"},
+                "abort": {"percent": "1%", "code": "ABORTED"},
+            },
+        }
+    ],
     "rate_limits": [{"name": "all", "rate": "10/s", "burst": "5"}],
 }
 
@@ -766,20 +1043,28 @@ PLAIN = {
 def test_an_empty_block_is_the_default_block():
     """A block without fields says what holds where no document says anything."""
     policy, default = load_document(json.dumps(PLAIN)).policy, effective("payment", {})
-    for block in ("balancer", "timeout", *FAILURE_BLOCKS):
+    for block in ("balancer", "locality", "timeout", "hash_key", *FAILURE_BLOCKS):
         if block != "hedge":  # off without its block
             assert getattr(policy, block) == getattr(default, block)
+    assert effective("payment", {"payment": policy}).subset_size == default.subset_size
+
+
+def place_of(tree, path):
+    """Return where a field stands: the mapping around it, which is made where it is not there."""
+    *blocks, field = path.replace("[]", "").split(".")
+    if blocks[0:1] in (["balancer"], ["locality"]):
+        tree[blocks[0]] = {blocks[1]: {}}  # one choice takes the place of another
+    for block in blocks:
+        tree = tree.setdefault(block, {})
+        tree = tree[0] if isinstance(tree, list) else tree
+    return tree, field
 
 
 @pytest.mark.parametrize(("path", "default"), ROWS)
 def test_the_defaults_in_the_guide_are_those_of_the_code(path, default):
     """Writing a default out changes nothing, a field without one is None, a required one is."""
-    *blocks, field = path.replace("[]", "").split(".")
     tree = copy.deepcopy(PLAIN)
-    at = tree
-    for block in blocks:
-        at = at.setdefault(block, {})
-        at = at[0] if isinstance(at, list) else at
+    at, field = place_of(tree, path)
     if default == "required":
         del at[field]
         (problem,) = problems_of(json.dumps(tree))
@@ -787,15 +1072,20 @@ def test_the_defaults_in_the_guide_are_those_of_the_code(path, default):
             path.replace("[]", "[0]"),
             "this field is required",
         )
-    elif default == "none":
-        value = load_document(json.dumps(PLAIN)).policy
-        for name in (*blocks, field):
-            value = getattr(value, name)
+        return
+    silent = load_document(json.dumps(tree)).policy
+    if default in ("none", "the document's"):
+        value = silent
+        for name in path.replace("[]", "").split("."):
+            if name not in BALANCERS:
+                value = getattr(value, name)
+                value = value[0] if isinstance(value, tuple) else value
         assert value is None
-    else:
-        written = default.strip("`")
-        at[field] = written[1:-1].split() if written.startswith("[") else written
-        assert load_document(json.dumps(tree)).policy == load_document(json.dumps(PLAIN)).policy
+        return
+    written = default.strip("`")
+    at[field] = written[1:-1].split() if written.startswith("[") else written
+    spoken = effective("payment", {"payment": load_document(json.dumps(tree)).policy})
+    assert spoken == effective("payment", {"payment": silent})
 
 
 @pytest.mark.parametrize("example", re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL))
@@ -878,14 +1168,47 @@ RATE_LIMIT = st.fixed_dictionaries(
         "max_keys": st.integers(1, 10_000).map(str),
     },
 )
-ROUTE = st.fixed_dictionaries(
-    {"name": NAME, "match": st.fixed_dictionaries({"caller": NAME, "method": METHOD})},
-    optional={
-        "split": st.just([{"subset": "v1", "weight": "1"}, {"subset": "v2", "weight": "0"}]),
-        "timeout": DURATION,
-        "retry": RETRY,
-        "fallback": st.sampled_from(["none", "any"]),
-    },
+HASH_KEY = NAME.map("metadata.{}".format) | NAME.map(lambda name: "field." + name.replace("-", "_"))
+COMPARISON = st.one_of(
+    st.fixed_dictionaries({"exact": NAME}),
+    st.fixed_dictionaries({"prefix": NAME}),
+    st.sampled_from([{"present": "true"}, {"present": "false"}]),
+)
+SPLIT = st.fixed_dictionaries(
+    {"split": st.just([{"subset": "v1", "weight": "1"}, {"subset": "v2", "weight": "0"}])},
+    optional={"fallback": st.sampled_from(["none", "any"])},
+)
+FAULT = st.builds(
+    dict.__or__,
+    st.fixed_dictionaries(
+        {"delay": st.fixed_dictionaries({"percent": PERCENTAGE, "duration": DURATION})}
+    )
+    | st.fixed_dictionaries(
+        {"abort": st.fixed_dictionaries({"percent": PERCENTAGE, "code": CODE})}
+    ),
+    st.fixed_dictionaries({}, optional={"max_active": st.integers(1, 1000).map(str)}),
+)
+ROUTE = st.builds(
+    dict.__or__,
+    SPLIT | st.just({}),
+    st.fixed_dictionaries(
+        {
+            "name": NAME,
+            "match": st.fixed_dictionaries(
+                {"caller": NAME, "method": METHOD},
+                optional={"metadata": st.dictionaries(NAME, COMPARISON, min_size=1, max_size=3)},
+            ),
+        },
+        optional={
+            "timeout": DURATION,
+            "retry": RETRY,
+            "hedge": HEDGE,
+            "hash_key": HASH_KEY,
+            "stream": st.fixed_dictionaries({}, optional={"idle": DURATION}),
+            "mirror": st.fixed_dictionaries({"subset": st.just("v2"), "percent": PERCENTAGE}),
+            "fault": FAULT,
+        },
+    ),
 )
 
 
@@ -901,11 +1224,14 @@ DOCUMENT = st.fixed_dictionaries(
     },
     optional={
         "timeout": DURATION,
-        "balancer": st.sampled_from(["random", "round_robin", "peak_ewma"])
+        "balancer": st.sampled_from([kind.value for kind in BalancerKind])
         | st.fixed_dictionaries(
             {"peak_ewma": st.fixed_dictionaries({}, optional={"decay": DURATION})}
         ),
         "retry": RETRY,
+        "hash_key": HASH_KEY,
+        "subset_size": st.integers(1, 100_000).map(str),
+        "locality": st.sampled_from(["none", "zone", {"zone": {"min_instances": "3"}}]),
         "retry_budget": st.fixed_dictionaries({}, optional={"ratio": PERCENTAGE}),
         "rate_limits": _named(RATE_LIMIT),
         "routes": _named(ROUTE),

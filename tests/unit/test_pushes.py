@@ -5,18 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshrpc.control.pushes import (
-    ANSWER_WITHIN,
-    GATHER_AT_MOST,
-    QUIET,
-    Kind,
-    Process,
-    Push,
-    Pushes,
-    Resource,
-    State,
-    Subscriber,
-)
+from meshrpc.control.pushes import ANSWER_WITHIN, GATHER_AT_MOST, QUIET, Pushes, State
+from meshrpc.control.subscriber import Kind, Process, Push, Resource, Subscriber
 
 POLICY = Resource(Kind.POLICY, "default", "payment")
 INSTANCES = Resource(Kind.INSTANCES, "default", "payment")
@@ -164,6 +154,71 @@ def test_a_refusal_is_remembered_and_does_not_touch_the_resource_beside_it():
     pushes.answered(watcher, push.nonce, 100.0)
     row = state_of(pushes, revision=2)
     assert (row.state, row.revision, row.reason) == (State.SYNCED, 2, "")
+
+
+def accepting(pushes: Pushes, version: int, *, accepts: bool = True) -> Subscriber:
+    """A subscriber that has taken `version` of the instances."""
+    process = Process("default", "order", "o1", accepts_differences=accepts)
+    subscriber = pushes.join(process, 0.0)
+    pushes.want(subscriber, {INSTANCES: version, POLICY: version})
+    push = pushes.next_push(subscriber, 0, 0.0)
+    assert push is not None
+    assert push.bases == {}
+    pushes.answered(subscriber, push.nonce, 0.0)
+    return subscriber
+
+
+def test_a_difference_starts_from_what_was_acknowledged():
+    """Of the instances, and only for one that takes differences; a policy is always whole."""
+    for accepts, bases in ((True, {INSTANCES: 3}), (False, {})):
+        pushes = Pushes()
+        watcher = accepting(pushes, 3, accepts=accepts)
+        pushes.changed(INSTANCES, 7, 1.0)
+        pushes.changed(POLICY, 7, 1.0)
+        push = pushes.next_push(watcher, 0, 1.0)
+        assert push is not None
+        assert push.resources == {INSTANCES: 7, POLICY: 7}
+        assert push.bases == bases
+
+
+def test_a_difference_that_is_refused_is_followed_by_the_whole_set_at_once():
+    """And that, refused, by nothing before the next change, which is sent whole, too."""
+    pushes = Pushes()
+    watcher = accepting(pushes, 3)
+    refused = {(Kind.INSTANCES, "payment"): "it does not fit"}
+    pushes.changed(INSTANCES, 4, 1.0)
+    push = pushes.next_push(watcher, 0, 1.0)
+    assert push is not None
+    assert push.bases == {INSTANCES: 3}
+    pushes.answered(watcher, push.nonce, 1.0, refused=refused)
+    assert state_of(pushes, revision=0).state is State.REFUSED
+    again = pushes.next_push(watcher, 0, 1.0)
+    assert again is not None
+    assert (again.resources, again.bases) == ({INSTANCES: 4}, {})
+    pushes.answered(watcher, again.nonce, 1.0, refused=refused)
+    assert pushes.next_push(watcher, 0, 99.0) is None
+    pushes.changed(INSTANCES, 5, 100.0)
+    later = pushes.next_push(watcher, 0, 100.0)
+    assert later is not None
+    assert (later.resources, later.bases) == ({INSTANCES: 5}, {})
+    pushes.answered(watcher, later.nonce, 100.0)
+    assert pushes.acknowledged("default", "payment", 5)
+    pushes.changed(INSTANCES, 6, 200.0)
+    last = pushes.next_push(watcher, 0, 200.0)
+    assert last is not None
+    assert last.bases == {INSTANCES: 5}
+
+
+def test_instances_that_are_wanted_anew_are_sent_whole():
+    """Who dropped them has forgotten them."""
+    pushes = Pushes()
+    watcher = accepting(pushes, 3)
+    pushes.want(watcher, {})
+    assert not pushes.is_wanted(INSTANCES)
+    pushes.want(watcher, {INSTANCES: 3})
+    push = pushes.next_push(watcher, 0, 1.0)
+    assert push is not None
+    assert (push.resources, push.bases) == ({INSTANCES: 3}, {})
 
 
 def test_a_process_that_has_all_it_wants_is_at_the_newest_revision():

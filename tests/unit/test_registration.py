@@ -11,10 +11,17 @@ from collections import deque
 import pytest
 
 from meshrpc.errors import ReadOnlyRegistry, RegistryError, StaleIncarnation
+from meshrpc.load_report import LoadReport
 from meshrpc.registry.backoff import FIRST, LONGEST, backoff
 from meshrpc.registry.instance import Instance, State
 from meshrpc.registry.memory import MemoryRegistry
-from meshrpc.registry.registration import ASK_WITHIN, DEREGISTER_WITHIN, Registration
+from meshrpc.registry.registration import (
+    ASK_WITHIN,
+    DEREGISTER_WITHIN,
+    TOO_IDLE,
+    Registration,
+    has_moved,
+)
 from meshrpc.registry.registry import LEASE, RENEW_EVERY
 
 INSTANCE = Instance(id="payment-1", service="payment", address="127.0.0.1:5001")
@@ -326,3 +333,109 @@ async def test_an_instance_that_takes_a_dead_ones_place_deregisters_it(virtual_c
     await virtual_clock.settle()
     assert [i.id for i in await registry.instances("payment")] == ["payment-alive"]
     await registration.stop()
+
+
+# --- What it says of its load -------------------------------------------------------------
+
+
+class Loaded:
+    """A registration whose instance is as busy as a test says."""
+
+    def __init__(self, registry, clock, load: LoadReport | None = None) -> None:
+        self.now = load
+        self.registry = registry
+        self.registration = Registration(
+            registry, INSTANCE, load=lambda: self.now, clock=clock, rng=random.Random(1)
+        )
+
+    @property
+    def told(self) -> list[LoadReport | None]:
+        """The loads that were registered."""
+        return [each.load for name, each in self.registry.asked if name == "register"]
+
+
+async def test_a_load_is_published_with_a_renewal_once_it_has_moved(virtual_clock):
+    """At most once per renewal, which comes first; what moved too little is not published."""
+    loaded = Loaded(ScriptedRegistry(virtual_clock), virtual_clock)
+    await loaded.registration.start()
+    busy = (0.3, 0.32, 0.39, 0.41, 0.5, 0.52)
+    reports = [LoadReport(utilization, 100 * utilization) for utilization in busy]
+    for loaded.now in reports:
+        await virtual_clock.advance(RENEW_EVERY)
+    assert loaded.told == [None, reports[0], reports[3], reports[5]]
+    assert loaded.registration.instance.load == reports[5]
+    names = loaded.registry.names()
+    assert all(names[at - 1] == "renew" for at in range(1, len(names)) if names[at] == "register")
+    assert names.count("renew") >= len(reports)
+    await loaded.registration.stop()
+
+
+async def test_a_steady_load_is_published_once(virtual_clock):
+    """An hour of chance is no change: thousands of instances must not be pushed all the time."""
+    loaded = Loaded(ScriptedRegistry(virtual_clock), virtual_clock)
+    await loaded.registration.start()
+    rng = random.Random(3)
+    for _ in range(720):
+        utilization = rng.uniform(0.28, 0.32)
+        loaded.now = LoadReport(utilization, utilization * rng.uniform(360, 400))
+        await virtual_clock.advance(RENEW_EVERY)
+    assert len(loaded.told) == 2
+    await loaded.registration.stop()
+
+
+async def test_who_reports_no_load_any_more_takes_it_back(virtual_clock):
+    """A record must not tell for ever of what was."""
+    loaded = Loaded(ScriptedRegistry(virtual_clock), virtual_clock, LoadReport(0.3, 1.0))
+    await loaded.registration.start()
+    loaded.now = None
+    await virtual_clock.advance(3 * RENEW_EVERY)
+    assert loaded.told == [LoadReport(0.3, 1.0), None]
+    await loaded.registration.stop()
+
+
+async def test_a_load_that_did_not_arrive_is_published_again(virtual_clock):
+    """What counts as told is what the registry took."""
+    registry = ScriptedRegistry(virtual_clock, register=[None, DOWN])
+    loaded = Loaded(registry, virtual_clock)
+    await loaded.registration.start()
+    loaded.now = LoadReport(0.3, 1.0)
+    await virtual_clock.advance(2 * RENEW_EVERY)
+    assert loaded.told == [None, loaded.now, loaded.now]
+    assert loaded.registration.instance.load == loaded.now
+    await loaded.registration.stop()
+
+
+async def test_a_load_never_brings_back_a_lost_lease(virtual_clock):
+    """That is for the next incarnation, which tells the load along with the rest."""
+    loaded = Loaded(ScriptedRegistry(virtual_clock, renew=[False]), virtual_clock)
+    await loaded.registration.start()
+    loaded.now = LoadReport(0.3, 1.0)
+    await virtual_clock.advance(RENEW_EVERY)
+    registered = [each for name, each in loaded.registry.asked if name == "register"]
+    assert [(each.incarnation, each.load) for each in registered] == [(0, None), (1, loaded.now)]
+    await loaded.registration.stop()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "moved"),
+    [
+        (None, None, False),
+        (None, LoadReport(0.0, 0.0), True),
+        (LoadReport(0.0, 0.0), None, True),
+        (LoadReport(0.3, 30.0), LoadReport(0.39, 39.0), False),
+        (LoadReport(0.3, 30.0), LoadReport(0.41, 41.0), True),
+        (LoadReport(0.41, 41.0), LoadReport(0.3, 30.0), True),
+        (LoadReport(0.3, 30.0), LoadReport(0.3, 37.0), False),
+        (LoadReport(0.3, 30.0), LoadReport(0.3, 38.0), True),
+        (LoadReport(0.3, 38.0), LoadReport(0.3, 30.0), True),
+        (LoadReport(0.3, 30.0), LoadReport(0.3, 0.0), True),
+        (LoadReport(0.3, 0.0), LoadReport(0.3, 0.0), False),
+        (LoadReport(0.01, 1.0), LoadReport(0.01, 9.0), False),
+        (LoadReport(TOO_IDLE, 1.0), LoadReport(TOO_IDLE, 9.0), True),
+        (LoadReport(0.0, 0.0), LoadReport(0.09, 9.0), False),
+        (LoadReport(0.3, 30.0, queue_time=0.001), LoadReport(0.3, 30.0, queue_time=9.0), False),
+    ],
+)
+def test_a_load_has_moved_when_callers_would_weigh_it_differently(before, after, moved):
+    """By its utilization, or by what it carries for that; an idle one's ratio is chance."""
+    assert has_moved(before, after) is moved
