@@ -54,11 +54,11 @@ class Load:
         "_decay",
         "_failed_at",
         "_latency",
-        "_memory",
         "_starts",
         "_timed",
         "asked_at",
         "is_failing",
+        "memory",
         "pending",
         "plain_until",
         "score",
@@ -77,7 +77,8 @@ class Load:
         self._starts = 0.0  # the sum of when they began
         self._latency = 0.0  # at `_at`; 0.0: unknown
         self._at = 0.0
-        self._memory = -math.inf  # ln(_latency) + _at / _decay: the score but for the calls pending
+        self.memory = -math.inf
+        """ln(latency) + now / decay: the score but for the calls under way."""
         self.score = -math.inf
         """ln(value) + now / decay, or less."""
         self.plain_until = math.inf
@@ -191,7 +192,7 @@ class Load:
     def _remember(self, latency: float, at: float) -> None:
         self._latency = latency
         self._at = at
-        self._memory = math.log(latency) + at / self._decay if latency else -math.inf
+        self.memory = math.log(latency) + at / self._decay if latency else -math.inf
 
     def _rescore(self) -> None:
         # A few times for each call, so no more than it must.
@@ -200,12 +201,12 @@ class Load:
             # Free, as long as nothing is under way and nothing went wrong.
             self.plain_until = -math.inf if self.pending or self.is_failing else math.inf
             return
-        self.score = self._memory + math.log(self.pending + 1)
+        self.score = self.memory + math.log(self.pending + 1)
         if self.is_failing:
             self.plain_until = -math.inf
             return
         # When the memory will have faded to the shortest.
-        until = self._decay * (self._memory - _LOG_SHORTEST)
+        until = self._decay * (self.memory - _LOG_SHORTEST)
         if self._timed:
             # The age of the calls under way grows and the memory fades: when do they meet? Not
             # before the age meets the tangent of the memory, which bends upwards.

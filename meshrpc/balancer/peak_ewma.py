@@ -32,8 +32,9 @@ _MORE = 17
 four with probability 0.996."""
 
 _ALIKE = math.log(1.5)
-"""How far apart the scores of two may be that are alike: at one and a half times the value. A hundred
-equal endpoints then get calls within 20 % of the mean, which otherwise are 50 % apart by luck."""
+"""How far apart two may be that are alike, in load and in latency: by one and a half times. A hundred
+equal endpoints then get calls within 20 % of the mean, which otherwise are 50 % apart by luck. A
+slow one with nothing to do is not like a quick one that is busy: it would get calls for that."""
 
 _BAD = math.log(4.0)
 """How far above the usual score a winner looks bad: at four times the value."""
@@ -140,6 +141,7 @@ class TwoChoicesPicker(Generic[E]):
         elif (
             other.score - best.score < _ALIKE
             and other.asked_at < best.asked_at
+            and other.memory - best.memory < _ALIKE
             and now < other.plain_until
         ):
             i, j = j, i

@@ -267,7 +267,8 @@ class Destination:
             self._discovery.instances, self._roster, self, self.clock.now()
         )
         if made:
-            were_there = {(each.id, each.address) for each in before}
+            new = {each.id for each in made}
+            were_there = {(each.id, each.address) for each in before if each.id in new}
             for endpoint in made:
                 if (endpoint.id, endpoint.instance.address) not in were_there:
                     self._warm_up(endpoint)

@@ -71,8 +71,7 @@ def draw(
         return Group(frozenset(each.id for each in chosen), zones)
 
     groups: dict[Subset | None, Group] = {None: group(active)}
-    labelled = [(each, each.all_labels.items()) for each in active] if subsets else []
     for subset in subsets:
-        wanted = dict(subset.labels).items()
-        groups[subset] = group([each for each, labels in labelled if wanted <= labels])
+        labels = dict(subset.labels)
+        groups[subset] = group([each for each in active if each.has_labels(labels)])
     return Roster(groups, frozenset().union(*(each.members for each in groups.values())))
