@@ -1,7 +1,8 @@
 """What choosing an endpoint costs, by balancer and number of endpoints.
 
 The peer is `rng.choice` over 10 endpoints, what a program without balancers would write. Endpoints
-are what a balancer sees of one. Each has another latency and other calls under way, and a past in
+are what a balancer sees of one. Ten have latencies and calls under way that differ, and each further ten
+are like them; all have a past in
 which things happened to all of them in random order, so that what is known of one lies scattered in
 memory as it does in a client: 10,000 of them are more than a processor's nearest caches hold, and
 whatever goes to one at random waits for it. What the choice itself costs more is seen where 10,000
@@ -47,16 +48,22 @@ class Candidate:
 
 
 def live(endpoints: Sequence[Candidate], rng: random.Random) -> None:
-    """Let calls begin and end at all of them, 1 to 100 ms long, until up to 7 are under way."""
+    """Let calls begin and end at all of them, 5 to 15 ms long, until up to 3 are under way.
+
+    Every ten endpoints are like every other ten, so that groups differ in their size alone.
+    """
+    latencies = [rng.uniform(0.005, 0.015) for _ in range(SIZES[0])]
+    under_way = [rng.randrange(4) for _ in range(SIZES[0])]
+    places = range(len(endpoints))
     for ended in (NOW - 5.0, NOW - 1.0):
-        for endpoint in rng.sample(endpoints, len(endpoints)):
-            latency = rng.uniform(0.001, 0.1)
-            endpoint.load.start(ended - latency)
-            endpoint.load.finish(ended - latency)
-            endpoint.load.learn(Outcome.SUCCESS, latency, ended)
-    for endpoint in rng.sample(endpoints, len(endpoints)):
-        for _ in range(rng.randrange(8)):
-            endpoint.load.start(NOW)
+        for place in rng.sample(places, len(places)):
+            load, latency = endpoints[place].load, latencies[place % SIZES[0]]
+            load.start(ended - latency)
+            load.finish(ended - latency)
+            load.learn(Outcome.SUCCESS, latency * rng.uniform(0.999, 1.0), ended)
+    for place in rng.sample(places, len(places)):
+        for _ in range(under_way[place % SIZES[0]]):
+            endpoints[place].load.start(NOW)
 
 
 def main() -> None:
