@@ -601,6 +601,7 @@ def test_a_service_measures_the_loop_it_runs_in(policies):
 # --- In the registry ----------------------------------------------------------------------
 
 
+@pytest.mark.soak
 async def test_the_registry_hears_of_the_load_when_it_matters(policies, monkeypatch):
     """The record gets it, follows what changes much, and is not written for what changes little."""
     renewals = 0

@@ -20,6 +20,9 @@ from tests.simulation.curves import CHARTS, FOLDER, draw
 LARGEST = 60_000
 """Bytes of a picture: a page with all of them opens at once."""
 
+LONG = {"start_together", "slow_middle", "skewed_keys"}
+"""Those that take four seconds and more; the others go stale with nearly every change of theirs."""
+
 STALE = "docs/curves is stale: run 'make curves', look at the pictures and commit them"
 
 
@@ -27,7 +30,10 @@ STALE = "docs/curves is stale: run 'make curves', look at the pictures and commi
     sys.platform != "linux",
     reason="exp() and log() differ in the last bit between systems, and a run with them",
 )
-@pytest.mark.parametrize("name", CHARTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.soak] * (name in LONG)) for name in CHARTS],
+)
 def test_a_committed_curve_is_what_its_simulation_gives(name):
     """Values and picture alike, to the last byte; and the picture is small."""
     chart = CHARTS[name]()
