@@ -70,7 +70,7 @@ class Endpoints:
             ):
                 continue
             if endpoint is None or not endpoint.holds(instance):
-                endpoint = self._make(instance, keeper)
+                endpoint = self._make(instance, keeper, now)
                 if endpoint is None:
                     continue
                 made.append(endpoint)
@@ -78,9 +78,6 @@ class Endpoints:
                 endpoint.capacity.hint(instance.load, now)
             endpoint.instance = instance
             current[instance.id] = endpoint
-        for endpoint in made:
-            keeper.outliers.add(endpoint.health)
-            endpoint.capacity.hint(endpoint.instance.load, now)
         for id_, endpoint in before.items():
             if current.get(id_) is not endpoint:
                 keeper.outliers.remove(endpoint.health)
@@ -99,7 +96,7 @@ class Endpoints:
         await asyncio.gather(*retiring, return_exceptions=True)
         await asyncio.gather(*(endpoint.close(grace) for endpoint in endpoints))
 
-    def _make(self, instance: Instance, keeper: Keeper) -> Endpoint | None:
+    def _make(self, instance: Instance, keeper: Keeper, now: float) -> Endpoint | None:
         try:
             endpoint = Endpoint(instance, self._dialing, keeper, decay=self._balancer.decay)
         except Exception as error:  # noqa: BLE001 - one bad record must not cost the others
@@ -107,6 +104,8 @@ class Endpoints:
             self.skipped = f"instance {instance.id} was skipped: {error}"
             return None
         self._configure(endpoint)
+        endpoint.capacity.hint(instance.load, now)
+        keeper.outliers.add(endpoint.health)
         return endpoint
 
     def _configure(self, endpoint: Endpoint) -> None:
