@@ -49,6 +49,7 @@ async def test_half_of_the_instances_are_cut_off(wired):
     run = await scenarios.blackhole_half(
         wired,
         cut=3.6,
+        after=BACK_WITHIN,
         until=lambda run: all(run.attempts_at(v, run.marks["healed"]) for v in wired),
     )
     assert run.overdue("mesh") <= SLACK
