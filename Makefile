@@ -25,9 +25,19 @@ install: $(STAMP) ## install meshrpc and its development tools into .venv
 demo: $(STAMP) ## run the order/payment demo (ARGS='--duration 20 --chaos')
 	$(BIN)/meshrpc demo $(ARGS)
 
+# Two at a time what needs only a core of its own, then one by one what starts processes or waits for
+# Consul. ARGS go to both steps; a -m among them chooses instead of these, in one step.
+TOGETHER := -n 2 --dist loadfile -m 'not soak and not process and not consul'
+ALONE    := -m 'not soak and (process or consul)'
+# Runs a step, and goes on whatever became of it; 5 says that it had no test to run.
+step = echo "+ pytest $(1)"; $(BIN)/python -m pytest $(1) $(ARGS); code=$$?; \
+	case $$code in 5) ;; 0) ran=yes ;; *) ran=yes; failed=$$code ;; esac
+
 test: $(STAMP) ## run every test but the soaks; fetches a real Consul if there is none
 	@$(BIN)/python tests/consul.py --fetch
-	$(BIN)/python -m pytest -m 'not soak' $(ARGS)
+	@trap 'exit 130' INT; ran=; failed=0; \
+	$(if $(filter -m%,$(ARGS)),$(call step,),$(call step,$(TOGETHER)); $(call step,$(ALONE))); \
+	test -n "$$ran" || failed=5; exit $$failed
 
 test-oldest: ## run the tests of calls on the oldest supported grpcio and protobuf
 	$(MAKE) $(VENV)-oldest/.installed VENV=$(VENV)-oldest PINS='$(OLDEST)'

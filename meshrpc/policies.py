@@ -1,22 +1,28 @@
 """What this process knows of the mesh's policies, kept current by the control stream.
 
 Documents arrive one by one; whoever follows a service is told its effective policy, the
-service's own document over the mesh's over the defaults. Without a control service there are
-only the defaults.
+service's own document over the mesh's over the defaults. Until control has said what holds, that
+is what this machine last knew (`last_known`); where nothing is known there are the defaults.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from meshrpc.errors import PolicyError
+from meshrpc.last_known import LastKnown
+from meshrpc.policy import load_document
 from meshrpc.policy.model import EffectivePolicy, Policy, effective
 from meshrpc.registry.registry import Watch
 
 MESH_WIDE = "*"
 
 OnPolicy = Callable[[EffectivePolicy], None]
+
+_log = logging.getLogger("meshrpc.policies")
 
 
 class PolicySource(Protocol):
@@ -33,14 +39,20 @@ class PolicySource(Protocol):
 class Policies:
     """The documents this process has, and who follows what they add up to."""
 
-    def __init__(self, source: PolicySource | None) -> None:
+    def __init__(self, source: PolicySource | None, last_known: LastKnown | None = None) -> None:
+        """`last_known` holds until `source` has spoken; None: nothing is remembered."""
         self._source = source
+        self._last_known = last_known
         self._documents: dict[str, Policy] = {}
+        self._recalled: set[str] = set()
+        """Whose document was looked for in what is remembered."""
         self._followers: dict[str, list[_Follower]] = {}
         self._watches: dict[str, Watch] = {}
 
     def effective(self, service: str) -> EffectivePolicy:
         """Return what holds for `service`, as far as this process knows."""
+        self._recall(MESH_WIDE)
+        self._recall(service)
         return effective(service, self._documents)
 
     def follow(self, service: str, on_policy: OnPolicy) -> Watch:
@@ -57,6 +69,25 @@ class Policies:
                     name, partial(self._on_document, name)
                 )
         return follower
+
+    def _recall(self, name: str) -> None:
+        """Take what this machine last knew, once; control's word replaces it."""
+        if self._last_known is None or name in self._recalled:
+            return
+        self._recalled.add(name)
+        remembered = self._last_known.policy(name)
+        if remembered is None:
+            return
+        whose = "the mesh" if name == MESH_WIDE else name
+        try:
+            policy = load_document(remembered.value, source="it", lenient=True).policy
+        except PolicyError as error:
+            _log.warning("the policy of %s as last known is passed over: %s", whose, error)
+            return
+        _log.info(
+            "the policy of %s is that of %s until control says otherwise", whose, remembered.ago
+        )
+        self._documents[name] = policy
 
     def _on_document(self, name: str, document: Policy | None) -> None:
         before = self._documents.get(name)
@@ -92,6 +123,7 @@ class Policies:
             if follower.service == MESH_WIDE:
                 return  # everybody else's policy has that one in it
             self._documents.pop(follower.service, None)
+            self._recalled.discard(follower.service)
             watch = self._watches.pop(follower.service, None)
             if watch is not None:
                 watch.close()

@@ -11,13 +11,17 @@ import os
 import random
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 import meshrpc
 from meshrpc.client.destination import Destination
 from meshrpc.client.endpoint import Dialing
+from meshrpc.client.view import view
 from meshrpc.clock import Clock
 from meshrpc.errors import SettingsError
+from meshrpc.last_known import LastKnown
+from meshrpc.last_known.place import folder_of_control, folder_of_registry
 from meshrpc.policies import Policies, PolicySource
 from meshrpc.registry.embedded import EmbeddedRegistry
 from meshrpc.registry.memory import MemoryRegistry
@@ -46,25 +50,36 @@ class Session:
         self.loop = asyncio.get_running_loop()
         self.registry: Registry
         self.policies: Policies
+        self._last_instances: LastKnown | None = None
         self._mesh = mesh
         self._exits = AsyncExitStack()
         self._destinations: dict[tuple[str, Dialing], _Shared] = {}
         self._releasing: set[asyncio.Task[None]] = set()
+        self._last_known: dict[Path, LastKnown] = {}
 
     def __repr__(self) -> str:
         return f"destinations={len(self._destinations)}"
 
     async def open(self) -> None:
         """Connect in the background; nothing here waits for control or the registry."""
-        subscription = await self._subscribe()
-        self.policies = Policies(self._mesh.policy_source or subscription)
         try:
-            self.registry = await self._exits.enter_async_context(
-                self._create_registry(subscription)
-            )
+            await self._open()
         except BaseException:
             await self._exits.aclose()
             raise
+
+    async def _open(self) -> None:
+        settings = self._mesh.settings
+        below = (settings.state_dir, settings.namespace)
+        # Before what tells them anything, so as to be closed after it.
+        of_control = await self._keep(folder_of_control(*below, settings.control))
+        self._last_instances = await self._keep(
+            folder_of_registry(*below, settings.registry, settings.control)
+        )
+        subscription = await self._subscribe(of_control)
+        source = self._mesh.policy_source
+        self.policies = Policies(subscription, of_control) if source is None else Policies(source)
+        self.registry = await self._exits.enter_async_context(self._create_registry(subscription))
 
     async def close(self) -> None:
         """Close every destination, then the registry, then the control stream."""
@@ -123,6 +138,7 @@ class Session:
             zone=mesh.settings.zone,
             clock=mesh.clock,
             rng=mesh.rng,
+            last_known=self._last_instances if own is None else None,
         )
         policy = self.policies.follow(target, destination.configure)
         shared = _Shared(destination, policy, own)
@@ -133,7 +149,15 @@ class Session:
             raise
         return shared
 
-    async def _subscribe(self) -> Subscription | None:
+    async def _keep(self, folder: Path | None) -> LastKnown | None:
+        """Return what is kept in `folder`, one for all that is; None: nothing is."""
+        if folder is None:
+            return None
+        if folder not in self._last_known:
+            self._last_known[folder] = await self._exits.enter_async_context(LastKnown(folder))
+        return self._last_known[folder]
+
+    async def _subscribe(self, last_known: LastKnown | None) -> Subscription | None:
         mesh, settings = self._mesh, self._mesh.settings
         if not settings.control:
             return None
@@ -146,7 +170,14 @@ class Session:
             library=meshrpc.__version__,
         )
         return await self._exits.enter_async_context(
-            Subscription(settings.control, hello, clock=mesh.clock, rng=mesh.rng)
+            Subscription(
+                settings.control,
+                hello,
+                clock=mesh.clock,
+                rng=mesh.rng,
+                keep_policy=None if last_known is None else last_known.keep_policy,
+                view=lambda service: view(service, self.destinations),
+            )
         )
 
     def _create_registry(self, subscription: Subscription | None) -> Registry:
@@ -165,7 +196,13 @@ class Session:
                 )
             return EmbeddedRegistry(subscription, settings.namespace)
 
-        return create_registry(settings.registry, settings.namespace, embedded=embedded)
+        return create_registry(
+            settings.registry,
+            settings.namespace,
+            embedded=embedded,
+            clock=self._mesh.clock,
+            rng=self._mesh.rng,
+        )
 
 
 class _Shared:

@@ -3,7 +3,8 @@
 One `Subscription` per process. It tells control what the process watches, hands what control
 pushes to the watches, and answers each push with what was taken and what was refused. When
 control is away everything stays as last known, and the stream is made again for ever, with
-jittered exponential backoff; nothing of that reaches a call.
+jittered exponential backoff; nothing of that reaches a call. A new stream to the same control
+goes on where the last one ended: of the instances it brings what differs.
 
 What it does not do: decide what a policy means (`meshrpc.policy`), or doubt an instance set.
 """
@@ -21,6 +22,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
+from meshrpc.absence import CONNECT_WITHIN, Absence, unreachable
 from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.errors import PolicyError
 from meshrpc.policy import load_document
@@ -32,17 +34,17 @@ from meshrpc.watched import DoesNotFit, Resource, ResourceWatch, WatchedInstance
 BACKOFF_BASE = 0.2
 BACKOFF_MAX = 5.0
 """Seconds between attempts: doubling from base to max, the upper half of it chance."""
-CONNECT_WITHIN = 5.0
-"""Seconds until an address that accepts a connection but says nothing counts as failed."""
-WARN_EVERY = 60.0
-"""Seconds between warnings that control is away."""
 KEEPALIVE_MS = 1000
 """A control service that is frozen or cut off is noticed after two of these. Both ends take
 their options from here: a server answers pings that are too frequent for it by hanging up."""
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """gRPC's 4 MiB would be the end at some ten thousand instances of one service."""
+CANCEL_AGAIN = 0.5
+"""Seconds until a cancellation that nothing has come of is repeated."""
 MAX_REASON = 1000
 """Characters of a refusal's reason that travel."""
+MAX_ANSWER_BYTES = 3 * 1024 * 1024
+"""Control takes messages of 4 MiB: one that is larger would end the stream."""
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
@@ -73,8 +75,11 @@ class Subscription:
     Args:
         addresses: control services, `host:port` each, tried in turn.
         hello: what this process says it is.
+        view: says what this process makes of a service's instances, when control asks; by default
+            that it calls nobody.
         clock: for backoff and the rate of warnings.
         rng: for jitter.
+        keep_policy: is given each document, as text, that all watches have taken; None: removed.
     """
 
     def __init__(
@@ -82,8 +87,10 @@ class Subscription:
         addresses: Sequence[str],
         hello: control_pb2.Hello,
         *,
+        view: Callable[[str], control_pb2.ViewResponse] | None = None,
         clock: Clock = SYSTEM_CLOCK,
         rng: random.Random,
+        keep_policy: Callable[[str, str | None], None] | None = None,
     ) -> None:
         if not addresses:
             raise ValueError("a subscription needs the address of a control service")
@@ -91,8 +98,10 @@ class Subscription:
         self._hello = control_pb2.Hello()
         self._hello.CopyFrom(hello)
         self._hello.accepts_differences = True
+        self._view = view
         self._clock = clock
         self._rng = rng
+        self._keep_policy = keep_policy or (lambda *_: None)
         self._policies: dict[str, Resource[Policy | None]] = {}
         self._instances: dict[str, WatchedInstances] = {}
         self._current = 0
@@ -102,8 +111,9 @@ class Subscription:
         self._outgoing: asyncio.Queue[control_pb2.SubscribeRequest] | None = None
         self._interest_is_due = False
         self._revision = 0
-        self._warned_at: float | None = None
-        self._is_away = False
+        self._epoch = ""
+        """In which the versions of the instance sets count; empty: control said none."""
+        self._absence = Absence(clock)
 
     async def __aenter__(self) -> Self:
         # A channel for each address, so that names and IP literals may stand side by side, grpc
@@ -123,10 +133,12 @@ class Subscription:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._task is not None:
+        while self._task is not None and not self._task.done():
+            # Again, until it has heard: a call of grpcio's that fails as it is cancelled raises its
+            # own error, and nothing of the cancellation is left.
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+            await asyncio.wait([self._task], timeout=CANCEL_AGAIN)
+        self._task = None
         for channel in self._channels:
             await channel.close()
 
@@ -162,20 +174,13 @@ class Subscription:
             f"<Subscription {self.address} {state} revision={self._revision} resources={watches}>"
         )
 
-    @staticmethod
-    def unreachable(address: str, error: BaseException) -> str:
-        """Say that control at `address` cannot be reached, why, and what to do about it."""
-        cause = str(error) or type(error).__name__
-        if isinstance(error, grpc.aio.AioRpcError):
-            cause = error.details() or error.code().name
-            if cause.startswith("failed to connect"):
-                cause = cause.rpartition(": ")[2]  # the rest repeats the address
-        elif isinstance(error, TimeoutError):
-            cause = f"no answer within {CONNECT_WITHIN:.0f} s"
-        return (
-            f"cannot reach the control service at {address}: {cause}; "
-            "start it with: meshrpc control"
-        )
+    unreachable = staticmethod(unreachable)
+
+    def why_silent(self) -> str | None:
+        """Return why control does not answer just now; None while the stream stands."""
+        if self.connected:
+            return None
+        return self._absence.why or f"connecting to the control service at {self.address}"
 
     def watch_policy(self, service: str, on_policy: Callable[[Policy | None], None]) -> Watch:
         """Call `on_policy` with the service's own document, and with each later one.
@@ -192,16 +197,13 @@ class Subscription:
 
         What is already known is handed over before this returns.
         """
-        return self._watch(
-            self._instances.setdefault(service, WatchedInstances()),
-            service,
-            lambda instances: on_snapshot(Snapshot(service=service, instances=instances)),
-        )
+        resource = self._instances.setdefault(service, WatchedInstances(service))
+        return self._watch(resource, service, on_snapshot)
 
     def _watch(self, resource: Resource[T], name: str, listener: Callable[[T], None]) -> Watch:
         if not resource.listeners:
             self._interest_changed()
-        watch = ResourceWatch(resource, listener, self._interest_changed)
+        watch = ResourceWatch(resource, listener, self._interest_changed, self.why_silent)
         resource.listeners.append(watch)
         try:
             resource.catch_up(watch)
@@ -216,7 +218,7 @@ class Subscription:
             self._interest_is_due = True
             asyncio.get_running_loop().call_soon(self._send_interest, context=contextvars.Context())
 
-    def _send_interest(self) -> None:
+    def _send_interest(self, *, is_first: bool = False) -> None:
         self._interest_is_due = False
         if self._outgoing is None:
             return
@@ -228,18 +230,23 @@ class Subscription:
         interest = control_pb2.Interest(
             policies=sorted(self._policies), instances=sorted(self._instances)
         )
+        if is_first and self._epoch:
+            interest.epoch = self._epoch
+            for name, resource in self._instances.items():
+                if resource.version:
+                    interest.held[name] = resource.version
         self._outgoing.put_nowait(control_pb2.SubscribeRequest(interest=interest))
 
     async def _run(self) -> None:
         while True:
             try:
                 await self._converse()
-                self._warn(ConnectionError("it ended the stream"))
+                self._absence.begin(self.address, ConnectionError("it ended the stream"))
             except (grpc.aio.AioRpcError, TimeoutError) as error:
-                self._warn(error)
+                self._absence.begin(self.address, error)
             except Exception as error:  # noqa: BLE001 - nothing may end the subscription
                 _log.debug("the control stream failed", exc_info=True)
-                self._warn(error)
+                self._absence.begin(self.address, error)
             rounds = self._failures // len(self._addresses)
             wait = min(BACKOFF_MAX, BACKOFF_BASE * 2 ** min(rounds, 10))
             self._failures += 1
@@ -250,8 +257,6 @@ class Subscription:
         """Open the stream and take what control pushes, until it ends or fails."""
         outgoing: asyncio.Queue[control_pb2.SubscribeRequest] = asyncio.Queue()
         outgoing.put_nowait(control_pb2.SubscribeRequest(hello=self._hello))
-        for resource in self._instances.values():
-            resource.version = 0
         stub = control_pb2_grpc.ControlStub(self.channel)
         call = stub.Subscribe()
         writing = asyncio.create_task(_write(outgoing, call))
@@ -260,13 +265,19 @@ class Subscription:
                 await call.initial_metadata()
             if not call.done():  # of a call that failed, the metadata is merely empty
                 self._outgoing = outgoing
-                self._failures = 0
-                self._say_back()
-                self._send_interest()
+                self._absence.end(self.address)
+                self._send_interest(is_first=True)
             async for push in call:
+                # Not sooner: what merely begins streams, and breaks them, is no control service.
+                self._failures = 0
                 self._revision = push.revision
-                answer = self._take(push)
-                outgoing.put_nowait(control_pb2.SubscribeRequest(acknowledgement=answer))
+                self._count_in(push.epoch)
+                if push.nonce:
+                    answer = self._take(push)
+                    outgoing.put_nowait(control_pb2.SubscribeRequest(acknowledgement=answer))
+                for question in push.questions:
+                    if (view := self._answer(question)) is not None:
+                        outgoing.put_nowait(control_pb2.SubscribeRequest(answer=view))
         finally:
             self._outgoing = None
             call.cancel()
@@ -294,25 +305,37 @@ class Subscription:
             return  # the last watch closed while this was on its way
         if not document.document:
             resource.offer(None)
+            self._keep_policy(document.service, None)
             return
         source = f"policy of {document.service!r}"
         loaded = load_document(document.document, source=source, lenient=True)
         resource.offer(loaded.policy)
+        self._keep_policy(document.service, loaded.canonical)
         answer.ignored.extend(f"{document.service}: {path}" for path in loaded.ignored)
 
-    def _warn(self, error: BaseException) -> None:
-        self._is_away = True
-        now = self._clock.now()
-        if self._warned_at is not None and now - self._warned_at < WARN_EVERY:
-            return
-        self._warned_at = now
-        away = self.unreachable(self.address, error)
-        _log.warning("%s (meanwhile all stays as last known)", away)
+    def _count_in(self, epoch: str) -> None:
+        """Forget the versions of another control service: sets are whole again, and then count."""
+        if epoch != self._epoch:
+            self._epoch = epoch
+            for resource in self._instances.values():
+                resource.version = 0
 
-    def _say_back(self) -> None:
-        if self._is_away:
-            self._is_away = False
-            _log.info("connected to the control service at %s again", self.address)
+    def _answer(self, question: control_pb2.Question) -> control_pb2.Answer | None:
+        view = control_pb2.ViewResponse()
+        if self._view is not None:
+            try:
+                view = self._view(question.service)
+            except Exception:  # noqa: BLE001 - a question harms nothing
+                _log.exception("what is made of %s cannot be said", question.service)
+                return None  # whoever asks waits in vain, and is told to look here
+        answer = control_pb2.Answer(id=question.id, view=view)
+        if (size := answer.ByteSize()) > MAX_ANSWER_BYTES:
+            shown = len(view.instances) * MAX_ANSWER_BYTES // size
+            answer.view.skipped.append(
+                f"{len(view.instances) - shown} more instances do not fit into one answer"
+            )
+            del answer.view.instances[shown:]
+        return answer
 
 
 async def _write(outgoing: asyncio.Queue[control_pb2.SubscribeRequest], call: Any) -> None:

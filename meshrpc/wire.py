@@ -19,6 +19,8 @@ CRITICALITY: Final = "mesh-criticality"
 # Trailers.
 NOT_EXECUTED: Final = "mesh-not-executed"
 """The call was refused before its handler ran: always safe to send elsewhere."""
+WRONG_TARGET: Final = "wrong-target"
+"""Its value where the call was meant for another instance; otherwise it is `1`."""
 RETRY_PUSHBACK: Final = "grpc-retry-pushback-ms"
 """When the caller may try again, in milliseconds; negative means never (gRFC A6)."""
 RETRY_AFTER: Final = "retry-after"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,33 @@ def _without_grpcios_farewell() -> Iterator[None]:
     log.addFilter(is_news)
     yield
     log.removeFilter(is_news)
+
+
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def _state_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(autouse=True)
+def _state_dir(_state_of_all_tests: Path) -> Iterator[None]:
+    """Give each test a state folder of its own, which is made when something is written there.
+
+    Nothing is kept in the real one, nor passed from one test to the next, whose control service
+    may have the same port by chance. By the platform's variable, which those processes heed too
+    that tests start without any setting of meshrpc.
+    """
+    folder = str(_state_of_all_tests / str(next(_NUMBERS)))
+    before = {name: os.environ.get(name) for name in ("XDG_STATE_HOME", "MESHRPC_STATE_DIR")}
+    os.environ.update(XDG_STATE_HOME=folder, MESHRPC_STATE_DIR=f"{folder}/meshrpc")
+    yield
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture(scope="session")

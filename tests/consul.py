@@ -3,12 +3,13 @@
 `python tests/consul.py --fetch` makes sure that there is a binary: `CONSUL_BIN`, or `consul` on
 the path, or `.cache/consul/consul`. Where there is none, Debian's package is taken from the
 mirror that this machine's apt already uses, checked against the checksum below, and unpacked
-without being installed. `ConsulServer` runs the binary.
+without being installed. `ConsulServer` runs the binary, `Told` waits for what a watch sees.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import hashlib
 import http.client
 import json
@@ -21,11 +22,15 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from meshrpc.registry.instance import Instance
+    from meshrpc.registry.registry import Snapshot
 
 CACHED = Path(__file__).resolve().parent.parent / ".cache" / "consul" / "consul"
 
@@ -48,6 +53,10 @@ def find() -> Path | None:
     if installed:
         return Path(installed)
     return CACHED if os.access(CACHED, os.X_OK) else None
+
+
+SELDOM = 3600.0
+"""Seconds between two of Consul's health checks of instances that have no server."""
 
 
 class FetchError(Exception):
@@ -133,24 +142,62 @@ def _unpack(package: bytes) -> Path:
 class ConsulServer:
     """One `consul agent -dev`: a whole Consul in memory. `with ConsulServer() as server:`.
 
-    `kill()` is kill -9; `restart()` brings it back on the same ports, empty.
+    `kill()` is kill -9; `restart()` brings it back on the same ports, empty. `config` is what a
+    configuration file of Consul's says besides, `token` makes it ask for tokens and is the one
+    that may do everything, and `tls` is the files of a CA, of a certificate and of its key: there
+    is HTTPS then, for who shows a certificate of that CA.
     """
 
     START = 30.0
     """Seconds until it must have elected itself; it takes about one."""
 
-    def __init__(self, binary: Path | None = None) -> None:
+    def __init__(
+        self,
+        binary: Path | None = None,
+        *,
+        config: Mapping[str, object] | None = None,
+        token: str | None = None,
+        tls: tuple[Path, Path, Path] | None = None,
+    ) -> None:
         found = binary or find()
         if found is None:
             raise FileNotFoundError(MISSING)
         self._binary = found
-        self._http, *self._others = _free_ports(4)
+        self._http, self._dns, self._https, self._lan, self._wan, self._rpc = _free_ports(6)
+        self._token = token
+        self._config = dict(config or {})
+        if token is not None:
+            rights = {"tokens": {"master": token, "agent": token}, "default_policy": "deny"}
+            self._config["acl"] = {"enabled": True, **rights}
+        if tls is not None:
+            names = ("ca_file", "cert_file", "key_file")
+            self._config.update(zip(names, map(str, tls), strict=True))
+            self._config |= {"verify_incoming_https": True, "ports": {"https": self._https}}
         self._process: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self._http}"
+
+    @property
+    def https_address(self) -> str:
+        return f"127.0.0.1:{self._https}"
+
+    @property
+    def dns_address(self) -> str:
+        """Where it answers DNS, over UDP and TCP: `SERVICE.service.consul`."""
+        return f"127.0.0.1:{self._dns}"
+
+    @property
+    def lan_address(self) -> str:
+        """Where others of the same datacenter join it: `config={"retry_join": [...]}`."""
+        return f"127.0.0.1:{self._lan}"
+
+    @property
+    def wan_address(self) -> str:
+        """Where servers of other datacenters join it: `config={"retry_join_wan": [...]}`."""
+        return f"127.0.0.1:{self._wan}"
 
     @property
     def url(self) -> str:
@@ -187,30 +234,68 @@ class ConsulServer:
     def restart(self) -> None:
         """Start it, ending it first if it runs; return once it is ready."""
         self.kill()
-        names = ("server", "serf-lan", "serf-wan")
-        ports = [f"-{name}-port={port}" for name, port in zip(names, self._others, strict=True)]
+        names = ("serf-wan", "serf-lan", "server", "dns")
+        numbers = (self._wan, self._lan, self._rpc, self._dns)
+        ports = [f"-{name}-port={port}" for name, port in zip(names, numbers, strict=True)]
         options = ["-bind=127.0.0.1", "-client=127.0.0.1", f"-http-port={self._http}"]
-        self._process = subprocess.Popen(
-            [self._binary, "agent", "-dev", *options, *ports, "-grpc-port=-1", "-dns-port=-1"],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-        )
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(self._config, file)
+            file.flush()
+            self._process = subprocess.Popen(
+                [
+                    *(self._binary, "agent", "-dev", "-config-file", file.name),
+                    *(*options, *ports, "-grpc-port=-1"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+            )
+            self._wait()
+
+    def _wait(self) -> None:
         give_up = time.monotonic() + self.START
         while not self._is_ready():
-            if self._process.poll() is not None or time.monotonic() > give_up:
+            if (
+                self._process is None
+                or self._process.poll() is not None
+                or time.monotonic() > give_up
+            ):
                 self.kill()
                 raise RuntimeError(f"{self._binary} did not start:\n{self.output()[-2000:]}")
             time.sleep(0.05)
 
-    def get(self, path: str) -> object:
-        """Return what Consul's HTTP interface answers to GET."""
+    def get(self, path: str) -> Any:
+        """Return what Consul's HTTP interface answers to GET; None when that is an error."""
+        status, body = self._ask("GET", path)
+        return json.loads(body) if status == 200 else None
+
+    def until(self, path: str) -> Any:
+        """Return what it answers to GET once that is something."""
+        give_up = time.monotonic() + self.START
+        while not (answer := self.get(path)):
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"GET {path}: nothing in {self.START:g} s")
+            time.sleep(0.05)
+        return answer
+
+    def put(self, path: str, body: object = None) -> Any:
+        """Return what it answers to PUT.
+
+        Raises:
+            ValueError: it refused.
+        """
+        status, answer = self._ask("PUT", path, json.dumps(body))
+        if status != 200:
+            raise ValueError(f"PUT {path}: {status} {answer.decode()}")
+        return json.loads(answer or b"null")
+
+    def _ask(self, method: str, path: str, body: str | None = None) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self._http, timeout=5)
+        headers = {} if self._token is None else {"X-Consul-Token": self._token}
         try:
-            connection.request("GET", path)
+            connection.request(method, path, body, headers)
             answer = connection.getresponse()
-            body = answer.read()
-            return json.loads(body) if answer.status == 200 else None
+            return answer.status, answer.read()
         finally:
             connection.close()
 
@@ -225,6 +310,25 @@ class ConsulServer:
             return bool(self.get("/v1/status/leader") and self.get("/v1/catalog/service/consul"))
         except (OSError, http.client.HTTPException):
             return False
+
+
+class Told:
+    """What a watch was told, to wait on."""
+
+    def __init__(self) -> None:
+        self.snapshots: list[Snapshot] = []
+        self._told = asyncio.Event()
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        self.snapshots.append(snapshot)
+        self._told.set()
+
+    async def until(self, *instances: Instance) -> None:
+        """Wait until these are all there is."""
+        async with asyncio.timeout(30):
+            while not self.snapshots or self.snapshots[-1].instances != instances:
+                self._told.clear()
+                await self._told.wait()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -44,7 +44,7 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "run": Subcommand("meshrpc.cli.run:run", "Run a service as supervised worker processes."),
     "control": Subcommand("meshrpc.cli.control:control", "Run the control service."),
     "demo": Subcommand("meshrpc.cli.demo:demo", "Run the order and payment demo, end to end."),
-    "registry": Subcommand("meshrpc.cli.registry:registry", "Look into a registry."),
+    "registry": Subcommand("meshrpc.cli.registry:registry", "Look into a registry, and repair it."),
     "policy": Subcommand("meshrpc.cli.policy:policy", "Validate, apply and read policies."),
     "status": Subcommand("meshrpc.cli.status:status", "Show every connected process."),
     "call": Subcommand("meshrpc.cli.call:call", "Call one method through the mesh."),

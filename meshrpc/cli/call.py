@@ -26,8 +26,9 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
 from meshrpc import wire
+from meshrpc.cli.options import registry_options
 from meshrpc.cli.reflection import find_method, message_from_json, message_to_json
-from meshrpc.cli.registry import is_embedded, known_instances, registry_options
+from meshrpc.cli.registry_access import is_embedded, known_instances
 from meshrpc.clock import SYSTEM_CLOCK
 from meshrpc.control.client import reachable
 from meshrpc.errors import ControlError, MeshError

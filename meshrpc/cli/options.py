@@ -1,11 +1,14 @@
-"""Options that several commands share: which control service, and which namespace."""
+"""Options that several commands share: which registry, which control service, which namespace."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+
+from meshrpc.settings import Settings
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -24,3 +27,32 @@ def control_options(command: _Command) -> _Command:
         help="The control service.  [env: MESHRPC_CONTROL; default: 127.0.0.1:7700]",
     )
     return control(namespace(command))
+
+
+def registry_options(command: _Command) -> _Command:
+    """Give a command `-r/--registry`, `--control` and `--namespace`; None when not given."""
+    registry = click.option(
+        "-r",
+        "--registry",
+        "registry_url",
+        metavar="URL",
+        help="The registry.  [env: MESHRPC_REGISTRY; default: mesh:, control's own]",
+    )
+    return registry(control_options(command))
+
+
+def registry_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the same options; it receives `settings`, with what they say."""
+
+    @functools.wraps(command)
+    def resolved(
+        *args: Any,
+        registry_url: str | None,
+        control: str | None,
+        namespace: str | None,
+        **others: Any,
+    ) -> None:
+        settings = Settings.resolve(registry=registry_url, control=control, namespace=namespace)
+        command(*args, settings=settings, **others)
+
+    return registry_options(resolved)

@@ -1,8 +1,8 @@
 """How listing commands answer: a table for people, JSON or YAML for programs.
 
 The records are plain data (what `to_json` methods return). Tables show chosen columns, the other
-forms all there is. On a terminal rich draws the table, in colour; into a pipe goes plain aligned
-text, so that `| grep` and `| awk` see what they expect.
+forms all there is. A row is a line and columns are aligned, so that `| grep` and `| awk` see what they
+expect; a terminal gets colours besides. Nothing that somebody put into a record moves its cursor.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import asyncio
 import errno
 import json
 import os
+import shutil
 import stat
 import sys
+import unicodedata
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import compress
@@ -31,13 +33,11 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _NOTHING = "-"
 
 _COLOURS = {
-    "active": "green",
-    "serving": "green",
-    "synced": "green",
-    "draining": "yellow",
-    "pending": "yellow",
-    "not_serving": "red",
-    "refused": "red",
+    **dict.fromkeys(("active", "serving", "synced", "ready", "added"), "green"),
+    **dict.fromkeys(("draining", "pending", "held", "connecting", "changed"), "yellow"),
+    **dict.fromkeys(("not_serving", "refused", "ejected", "transient_failure", "removed"), "red"),
+    **dict.fromkeys(("stale", "bad_record", "duplicate_address", "unreachable"), "red"),
+    **dict.fromkeys(("lease_near_expiry", "version_skew"), "yellow"),
 }
 
 
@@ -60,7 +60,7 @@ def show_records(records: Sequence[Record], output: Output, *, columns: Sequence
     Each of `columns` is a record's key; the table's heading is that key in capitals.
     """
     if output == "table":
-        _table([[_cell(record.get(column)) for column in columns] for record in records], columns)
+        _table([[shown(record.get(column)) for column in columns] for record in records], columns)
     else:
         click.echo(_document([dict(record) for record in records], output))
 
@@ -68,7 +68,7 @@ def show_records(records: Sequence[Record], output: Output, *, columns: Sequence
 def show_record(record: Record, output: Output) -> None:
     """Print one thing: a row per key, or a JSON or YAML mapping."""
     if output == "table":
-        _table([[key, _cell(value)] for key, value in record.items()], ())
+        _table([[key, shown(value)] for key, value in record.items()], ())
     else:
         click.echo(_document(dict(record), output))
 
@@ -76,7 +76,7 @@ def show_record(record: Record, output: Output) -> None:
 def show_next(record: Record, output: Output, *, columns: Sequence[str]) -> None:
     """Print one of a stream that has no end: a line (JSON: one line) or a YAML document."""
     if output == "table":
-        click.echo("  ".join(_cell(record.get(column)) for column in columns))
+        click.echo("  ".join(_coloured(shown(record.get(column))) for column in columns))
     elif output == "json":
         click.echo(json.dumps(dict(record), ensure_ascii=False))
     else:
@@ -122,7 +122,8 @@ def _document(data: Any, output: Output) -> str:
     return dumped.rstrip("\n")
 
 
-def _cell(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as a table's cell shows it: nothing as `-`, a mapping as `key=value,...`."""
     match value:
         case None | "":
             return _NOTHING
@@ -131,52 +132,67 @@ def _cell(value: Any) -> str:
         case False:
             return "no"
         case Mapping():
-            return ",".join(f"{key}={_cell(inner)}" for key, inner in value.items()) or _NOTHING
+            return ",".join(f"{key}={shown(inner)}" for key, inner in value.items()) or _NOTHING
         case list() | tuple():
-            return ",".join(_cell(inner) for inner in value) or _NOTHING
+            return ",".join(shown(inner) for inner in value) or _NOTHING
         case _:
-            return str(value)
+            return _printable(str(value))
+
+
+def _printable(text: str) -> str:
+    """Return `text` with line ends, escape sequences and their like written out."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def _coloured(cell: str) -> str:
+    """Return a cell in its colour on a terminal, for people who did not say NO_COLOR."""
+    if cell not in _COLOURS or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return cell
+    return click.style(cell, fg=_COLOURS[cell])
 
 
 def _table(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
-    if sys.stdout.isatty():
-        _drawn(rows, columns)
-    else:
-        _aligned(rows, columns)
-
-
-def _drawn(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
-    from rich.console import Console  # noqa: PLC0415 - costs 50 ms, and only people see it
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    console = Console()
-    if columns and _width(rows, columns) > console.width:
-        # First goes what says nothing. If that is not enough the terminal breaks the lines, and
-        # not the table: what is broken inside a cell cannot be copied.
+    if columns and sys.stdout.isatty() and sum(_widths(rows, columns)) > _terminal_width():
+        # What says nothing goes first. If that is not enough the terminal breaks the lines, and not
+        # the table: what is broken inside a cell cannot be copied.
         told = [not rows or any(row[at] != _NOTHING for row in rows) for at in range(len(columns))]
         columns = list(compress(columns, told))
         rows = [list(compress(row, told)) for row in rows]
-        console.width = max(console.width, _width(rows, columns))
-    table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(columns))
-    for column in columns:
-        table.add_column(column.upper(), overflow="fold")
+    widths = _widths(rows, columns)
+    if columns:
+        click.echo(click.style(_line([each.upper() for each in columns], widths), bold=True))
     for row in rows:
-        # Text, because a value such as `[red]` is not markup.
-        table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
-    console.print(table)
+        click.echo(_line(row, widths))
 
 
-def _width(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> int:
-    cells = zip(columns, *rows, strict=True)
-    return sum(2 + max(map(len, column)) for column in cells) - 2
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    padded = (
+        _coloured(cell) + " " * (width - _cells(cell))
+        for cell, width in zip(row, widths, strict=True)
+    )
+    return "".join(padded).rstrip()
 
 
-def _aligned(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
-    lines = [[column.upper() for column in columns], *rows] if columns else [*rows]
-    if not lines:
-        return
-    widths = [max(len(cell) for cell in cells) for cells in zip(*lines, strict=True)]
-    for line in lines:
-        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        click.echo("  ".join(padded).rstrip())
+def _widths(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> list[int]:
+    """Return how wide each column is, with the two spaces that follow it."""
+    lines = [columns, *rows] if columns else rows
+    return [max(map(_cells, column)) + 2 for column in zip(*lines, strict=True)]
+
+
+def _terminal_width() -> int:
+    """Return what a line holds, with the two spaces that would follow it."""
+    return shutil.get_terminal_size().columns + 2
+
+
+def _cells(text: str) -> int:
+    """Return how many places of a terminal `text` takes: 2 for an ideograph, 0 for an accent."""
+    return sum(
+        0
+        if unicodedata.combining(each)
+        else 2
+        if unicodedata.east_asian_width(each) in ("W", "F")
+        else 1
+        for each in text
+    )

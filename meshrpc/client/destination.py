@@ -29,11 +29,12 @@ from meshrpc.client.local_error import local_error
 from meshrpc.client.mirroring import Mirrors
 from meshrpc.client.roster import NOBODY, draw
 from meshrpc.clock import Clock, SystemClock
+from meshrpc.last_known import LastKnown
 from meshrpc.policy.model import EffectivePolicy
 from meshrpc.policy.subset import Subset
 from meshrpc.policy.table import PolicyTable
 from meshrpc.registry.instance import Instance, State
-from meshrpc.registry.registry import Registry, Snapshot
+from meshrpc.registry.registry import Registry
 from meshrpc.resilience.fault import FaultInjection
 from meshrpc.resilience.health import Admission
 from meshrpc.resilience.hedge import Hedges
@@ -61,8 +62,12 @@ class Destination:
         zone: str | None,
         clock: Clock,
         rng: random.Random,
+        last_known: LastKnown | None = None,
     ) -> None:
-        """`member` is the id of the process that calls, `zone` where it stands."""
+        """`member` is the id of the process that calls, `zone` where it stands.
+
+        `last_known`: where to look while the registry says nothing; None: nowhere.
+        """
         self.service = service
         self.clock = clock
         self.rng = rng
@@ -79,7 +84,7 @@ class Destination:
         self._member = member
         self._zone = zone
         self._choices = Choices(policy, rng, zone=zone)
-        self._discovery = Discovery(service, dialing.caller)
+        self.discovery = Discovery(service, dialing.caller, clock, self._alive, last_known)
         self._roster = NOBODY
         self._endpoints = Endpoints(dialing, policy.balancer)
         self._is_stale = False
@@ -111,7 +116,7 @@ class Destination:
 
     def open(self, registry: Registry) -> None:
         """Begin to follow the service's instances."""
-        self._discovery.open(registry, self._on_snapshot)
+        self.discovery.open(registry, self._take_in)
         self._follow_callers()
 
     async def close(self, grace: float) -> None:
@@ -120,7 +125,7 @@ class Destination:
         Calls that wait for an endpoint or for their next attempt end at once.
         """
         self.closed = True
-        self._discovery.close()
+        await self.discovery.close()
         await self._ejections.close()
         waiting = tuple(self._waiting)
         for task in waiting:
@@ -152,7 +157,7 @@ class Destination:
         self._endpoints.configure(policy, now)
         self._choices.configure(policy)
         self._follow_callers()
-        self._take_in(self._discovery.instances)
+        self._take_in(self.discovery.instances)
 
     def state(self) -> grpc.ChannelConnectivity:
         """Return the most hopeful state among the endpoints; IDLE while none is known."""
@@ -187,16 +192,17 @@ class Destination:
             endpoint = self._choices.pick_untried(tried, now, aim) or self.pick(now, aim)
             if endpoint is not None:
                 return endpoint
-            if not wait_for_ready and not self._discovery.is_known and now >= gives_up:
+            has_answered = self.discovery.has_answered
+            if not wait_for_ready and not has_answered and now >= gives_up:
                 raise local_error(grpc.StatusCode.UNAVAILABLE, self._why_none(aim.subset))
-            if not wait_for_ready and self._discovery.is_known:
+            if not wait_for_ready and has_answered:
                 active = self._choices.among(aim.subset).active
                 if not active:
                     raise local_error(grpc.StatusCode.UNAVAILABLE, self._why_none(aim.subset))
                 if self.is_unreachable(aim):
                     # An attempt on one of them ends at once and tells the real cause.
                     return self.rng.choice([e for e in active if e not in tried] or active)
-            is_asking = not self._discovery.is_known and not wait_for_ready
+            is_asking = not has_answered and not wait_for_ready
             await self._wait_for_change(deadline, gives_up if is_asking else None)
 
     def is_unreachable(self, aim: Aim) -> bool:
@@ -220,8 +226,8 @@ class Destination:
                 return
             what = (
                 "no instance became ready"
-                if self._discovery.is_known
-                else self._discovery.why_silent()
+                if self.discovery.has_answered
+                else self.discovery.why_silent()
             )
             raise local_error(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -229,16 +235,20 @@ class Destination:
             ) from None
 
     def _why_none(self, subset: Subset | None) -> str:
-        if not self._discovery.is_known:
+        if not self.discovery.has_answered:
+            known = len(self.discovery.instances)
+            what = (
+                f"none of the {known} instances last known answers" if known else "nothing is known"
+            )
             return (
-                f"nothing is known of service {self.service!r}: {self._discovery.why_silent()} "
+                f"{what} of service {self.service!r}: {self.discovery.why_silent()} "
                 f"(waited {ANSWER_WITHIN:.0f} s; the log may say more)"
             )
         if subset is not None:
             return self._why_nobody_in(subset)
         if self._endpoints.skipped is not None:
             return f"no instance of service {self.service!r} can be used; {self._endpoints.skipped}"
-        if self._discovery.instances:
+        if self.discovery.instances:
             return f"every instance of service {self.service!r} is draining"
         return f"service {self.service!r} has no instances in the registry"
 
@@ -248,23 +258,20 @@ class Destination:
             return f"the policy of service {self.service!r} has no subset {subset.name!r}, only: {known}"
         return f"service {self.service!r} has no active instance in subset {subset}"
 
-    def _on_snapshot(self, snapshot: Snapshot) -> None:
-        self._take_in(self._discovery.take_in(snapshot))
-
     def _take_in(self, before: tuple[Instance, ...]) -> None:
         """Connect to those instances that this process is to call, and to nobody else.
 
         Those that were not there `before` begin slowly.
         """
         self._roster = draw(
-            self._discovery.instances,
+            self.discovery.instances,
             self.table.policy,
             self.table.subsets.values(),
             seed=self._member,
             zone=self._zone,
         )
         made = self._endpoints.take_in(
-            self._discovery.instances, self._roster, self, self.clock.now()
+            self.discovery.instances, self._roster, self, self.clock.now()
         )
         if made:
             new = {each.id for each in made}
@@ -272,16 +279,16 @@ class Destination:
             for endpoint in made:
                 if (endpoint.id, endpoint.instance.address) not in were_there:
                     self._warm_up(endpoint)
-        self._rebuild()
+        self._catch_up()
 
     def _follow_callers(self) -> None:
         """Know where the other callers are, as long as calls keep to their zone."""
         keeps_to_zone = self._zone is not None and self.table.policy.locality.zone
-        self._discovery.follow_callers(self._on_callers if keeps_to_zone else None)
+        self.discovery.follow_callers(self._on_callers if keeps_to_zone else None)
 
     def _on_callers(self, zones: Mapping[str | None, int]) -> None:
         self._choices.callers = zones
-        self._rebuild_soon()
+        self._catch_up_soon()
 
     def pick(self, now: float, aim: Aim = ANYWHERE, *, repeatable: bool = False) -> Endpoint | None:
         """Return a ready endpoint at once; None when there is none just now.
@@ -302,7 +309,7 @@ class Destination:
     def _settle(self, aim: Aim) -> None:
         """Draw the subset of a call; once more whenever the one drawn has no instance (any more)."""
         choices = self._choices
-        if aim.split is None or not self._discovery.is_known:
+        if aim.split is None or not self.discovery.is_known:
             return
         if aim.subset is None or not choices.among(aim.subset).active:
             aim.subset = aim.split.choose(
@@ -320,31 +327,50 @@ class Destination:
             if self.outliers.on_reconnected(endpoint.health, now) or endpoint.was_unreachable:
                 self._warm_up(endpoint)
             endpoint.was_unreachable = False
-        self._rebuild_soon()
+        self._catch_up_soon()
 
     def on_admission(self, endpoint: Endpoint) -> None:
         """Take note that an endpoint was ejected, or is back."""
         if endpoint.health.admission is Admission.ADMITTED:
             self._warm_up(endpoint)
         self._ejections.admission_changed(endpoint, self.clock.now())
+        self._catch_up_soon()
+
+    def _alive(self) -> frozenset[str]:
+        """Return the ids of the instances whose connection stands."""
+        return frozenset(each.id for each in self._endpoints if each.state is READY)
+
+    def _give_up_failed(self) -> None:
+        """Believe the registry that instances are gone which it lists no more and which fail."""
+        failed = [
+            each.id
+            for each in self._endpoints
+            if each.instance.state is State.HELD
+            and (each.state is FAILING or each.health.admission is not Admission.ADMITTED)
+        ]
+        if failed:
+            self.discovery.failed(failed)
 
     def _warm_up(self, endpoint: Endpoint) -> None:
         endpoint.warm_up(self.clock.now(), self.table.policy.slow_start.window)
 
-    def _rebuild_soon(self) -> None:
-        """Rebuild before the loop waits again, once for all states that changed by then."""
+    def _catch_up_soon(self) -> None:
+        """Catch up before the loop waits again, once for all states that changed by then."""
         # One by one, a thousand connections coming up would mean a thousand pickers of a
-        # thousand, and each would wake every call that waits.
+        # thousand, each of which would wake every call that waits; and a thousand held ones
+        # going down, a thousand rosters.
         if not self._is_stale:
             self._is_stale = True
-            self.loop.call_soon(self._rebuild)
+            self.loop.call_soon(self._catch_up)
+
+    def _catch_up(self) -> None:
+        self._is_stale = False
+        self._rebuild()
+        self._give_up_failed()
 
     def _rebuild(self) -> None:
-        self._is_stale = False
         now = self.clock.now()
-        active = tuple(
-            endpoint for endpoint in self._endpoints if endpoint.instance.state is State.ACTIVE
-        )
+        active = tuple(endpoint for endpoint in self._endpoints if endpoint.instance.takes_calls)
         self._choices.replace(active, self._roster, now)
         self._ejections.offer(active, now)
         self.wake()

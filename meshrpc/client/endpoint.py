@@ -126,7 +126,8 @@ class Endpoint:
         """When it has its full share of the calls: the end of its slow start."""
         self.was_unreachable = False
         """Whether connecting has failed since it was last connected."""
-        ours = _is_ours(instance)
+        # Only an instance of ours can check that it is the one meant.
+        ours = instance.is_ours
         self.metadata: wire.Metadata = ((wire.CALLER, dialing.caller),)
         if ours:
             self.metadata += ((wire.TARGET, instance.id),)
@@ -169,7 +170,7 @@ class Endpoint:
     def holds(self, instance: Instance) -> bool:
         """Return whether this endpoint's connection is the one to make to `instance`."""
         return instance.address == self.instance.address and (
-            _is_ours(instance) is _is_ours(self.instance)
+            instance.is_ours is self.instance.is_ours
         )
 
     def is_ready(self) -> bool:
@@ -297,12 +298,6 @@ class Endpoint:
                 # With nobody watching, an endpoint once broken would never be picked again.
                 _log.exception("watching the connection to %s failed", self.instance.id)
                 await asyncio.sleep(_LOOK_EVERY)
-
-
-def _is_ours(instance: Instance) -> bool:
-    # Only an instance that registered itself through meshrpc knows its id and can check that it
-    # is the one meant; such records carry its pid.
-    return instance.pid is not None
 
 
 def _dial(address: str, dialing: Dialing, *, ours: bool) -> grpc.aio.Channel:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from meshrpc.client.endpoint import Dialing, Endpoint, Keeper
 from meshrpc.client.roster import Roster
 from meshrpc.policy import model
-from meshrpc.registry.instance import Instance, State
+from meshrpc.registry.instance import Instance
 
 CLOSE_GRACE = 30.0
 """Seconds that calls under way get to end when their instance leaves the registry."""
@@ -65,9 +65,7 @@ class Endpoints:
             endpoint = before.get(instance.id)
             if instance.id in current:
                 continue  # a record that stands there twice must not open a second connection
-            if instance.id not in roster.connected and (
-                endpoint is None or instance.state is State.ACTIVE
-            ):
+            if instance.id not in roster.connected and (endpoint is None or instance.takes_calls):
                 continue
             if endpoint is None or not endpoint.holds(instance):
                 endpoint = self._make(instance, keeper, now)

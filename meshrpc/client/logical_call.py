@@ -290,7 +290,10 @@ class LogicalCall:
         )
         if wait is None:
             return False
-        if not destination.control.budget.withdraw(now):
+        # Nobody is overloaded by a call that came to the wrong address: the first time it goes on for
+        # nothing, as what was never sent does in gRFC A6.
+        is_free = failure.misdirected and len(self._tried) == 1
+        if not is_free and not destination.control.budget.withdraw(now):
             return False
         tracing.record_attempt(self._span, attempt.endpoint.instance.id, code)
         self._schedule(wait)

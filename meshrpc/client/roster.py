@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from meshrpc.balancer.subsetting import first, rank
 from meshrpc.policy.model import EffectivePolicy
 from meshrpc.policy.subset import Subset
-from meshrpc.registry.instance import Instance, State
+from meshrpc.registry.instance import Health, Instance
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,9 @@ def draw(
         seed: tells this process from the others, which draw others.
         zone: where this process stands.
     """
-    active = [each for each in instances if each.state is State.ACTIVE]
+    active = [each for each in instances if each.takes_calls]
+    # If none says that it serves, somebody may be wrong about that.
+    active = [each for each in active if each.health is not Health.NOT_SERVING] or active
     size = len(active) if policy.balancer.is_keyed else policy.subset_size
     prefers = zone if policy.locality.zone else None
     if len(active) > size:

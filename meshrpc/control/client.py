@@ -30,6 +30,8 @@ CONNECT_WITHIN: Final = 2.0
 """Seconds to find an address that accepts a connection, over all of them."""
 ANSWER_WITHIN: Final = 5.0
 """Seconds for one call; a store that syncs to a slow disk answers well within."""
+VIEW_WITHIN: Final = ANSWER_WITHIN + 2.0
+"""Seconds for a view: control itself waits 5 s for the process that is asked, and says so then."""
 
 
 class DocumentsRefused(ControlError):
@@ -71,6 +73,26 @@ class ControlClient:
         """Return every connected process of the namespace and how far it is."""
         request = control_pb2.StatusRequest(namespace=self.namespace)
         answer: control_pb2.StatusResponse = await self._ask(self._control.Status, request)
+        return answer
+
+    async def view(self, instance: str, service: str) -> control_pb2.ViewResponse:
+        """Return what one connected process makes of a service's instances.
+
+        Raises:
+            ControlError: no such process is connected, or it does not answer.
+        """
+        request = control_pb2.ViewRequest(
+            namespace=self.namespace, instance=instance, service=service
+        )
+        try:
+            answer: control_pb2.ViewResponse = await self._control.View(
+                request, timeout=VIEW_WITHIN
+            )
+        except grpc.aio.AioRpcError as error:
+            details = error.details() or ""
+            if error.code() is grpc.StatusCode.UNAVAILABLE and details.startswith("process "):
+                raise ControlError(details) from error  # control answers: the process does not
+            raise self._explained(error) from error
         return answer
 
     async def apply_policies(

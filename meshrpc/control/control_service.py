@@ -1,4 +1,4 @@
-"""The gRPC face of the pushes: one `Subscribe` stream per process, and `Status`.
+"""The gRPC face of the pushes: one `Subscribe` stream per process, `View` and `Status`.
 
 What goes out when is decided in `pushes`; this module carries it out. Each stream has two tasks:
 the handler writes pushes, another reads what the process says. One more, for all, waits for what
@@ -18,15 +18,18 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from meshrpc.clock import Clock
-from meshrpc.control.instance_sets import InstanceSets
-from meshrpc.control.pushes import ANSWER_WITHIN, Pushes, State
-from meshrpc.control.refusals import name_problem
+from meshrpc.control.content import Content
+from meshrpc.control.pushes import ANSWER_WITHIN, ProcessState, Pushes, State
+from meshrpc.control.refusals import details, name_problem
 from meshrpc.control.store import Applied, PolicyStore
-from meshrpc.control.subscriber import Kind, Process, Push, Resource, Subscriber
+from meshrpc.control.stream import Stream, StreamEnded
+from meshrpc.control.subscriber import Kind, Process, Resource, Subscriber
 from meshrpc.registry.leases import LeaseTable
-from meshrpc.v1 import control_pb2, control_pb2_grpc
+from meshrpc.v1 import control_pb2
 
 DEFAULT_NAMESPACE: Final = "default"
+VIEW_WITHIN: Final = 5.0
+"""Seconds that a process has to say what it makes of a service."""
 
 _KINDS = {
     control_pb2.Refusal.KIND_POLICY: Kind.POLICY,
@@ -41,7 +44,7 @@ _STATES = {
 _log = logging.getLogger(__name__)
 
 
-class ControlService(control_pb2_grpc.ControlServicer):
+class ControlService:
     """Subscribers and what they are sent.
 
     Args:
@@ -51,19 +54,40 @@ class ControlService(control_pb2_grpc.ControlServicer):
     """
 
     def __init__(self, store: PolicyStore, leases: LeaseTable, *, clock: Clock) -> None:
-        self._store = store
-        self._leases = leases
+        self._content = Content(store, leases)
         self._clock = clock
         self._pushes = Pushes()
-        self._streams: dict[Subscriber, _Stream] = {}
+        self._streams: dict[Subscriber, Stream] = {}
         self._due_changed = asyncio.Event()
         self._acknowledgements: dict[Resource, asyncio.Event] = {}
         self._is_stopping = False
-        self._instance_sets = InstanceSets(leases)
         store.on_change = self._policies_changed
 
     def __repr__(self) -> str:
         return f"<ControlService {self._pushes!r}>"
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve `meshrpc.v1.Control` there.
+
+        By hand, not by the generated function: the pushes are serialised already.
+        """
+        handlers: dict[str, Any] = {
+            "Subscribe": grpc.stream_stream_rpc_method_handler(
+                self.Subscribe, request_deserializer=control_pb2.SubscribeRequest.FromString
+            ),
+            "View": grpc.unary_unary_rpc_method_handler(
+                self.View,
+                request_deserializer=control_pb2.ViewRequest.FromString,
+                response_serializer=control_pb2.ViewResponse.SerializeToString,
+            ),
+            "Status": grpc.unary_unary_rpc_method_handler(
+                self.Status,
+                request_deserializer=control_pb2.StatusRequest.FromString,
+                response_serializer=control_pb2.StatusResponse.SerializeToString,
+            ),
+        }
+        name = control_pb2.DESCRIPTOR.services_by_name["Control"].full_name
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
 
     @property
     def pushes(self) -> Pushes:
@@ -79,7 +103,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         requests = aiter(request_iterator)
         process = await self._hello(requests, context)
         subscriber = self._pushes.join(process, self._clock.now())
-        stream = self._streams[subscriber] = _Stream()
+        stream = self._streams[subscriber] = Stream()
         reader = asyncio.create_task(
             self._read(requests, subscriber, stream),
             name=f"meshrpc reader of {process.instance}",
@@ -124,35 +148,43 @@ class ControlService(control_pb2_grpc.ControlServicer):
             accepts_differences=hello.accepts_differences,
         )
 
-    async def _write(self, context: Any, subscriber: Subscriber, stream: _Stream) -> None:
+    async def _write(self, context: Any, subscriber: Subscriber, stream: Stream) -> None:
         while not stream.has_ended:
-            push = self._pushes.next_push(subscriber, self._store.revision, self._clock.now())
-            if push is None:
+            message = self._next_message(subscriber, stream)
+            if message is None:
                 stream.wake.clear()
                 if self._is_stopping:
                     stream.end(grpc.StatusCode.UNAVAILABLE, "the control service is stopping")
                     return
                 await stream.wake.wait()
                 continue
-            self._due_changed.set()
             try:
                 # A process that does not read blocks this only once its window is full.
                 async with asyncio.timeout(ANSWER_WITHIN):
-                    await context.write(self._encode(push))
+                    await context.write(message)
             except TimeoutError:
                 self._give_up(subscriber)
             except (grpc.aio.BaseError, asyncio.InvalidStateError):
                 stream.end()  # the connection is gone
 
+    def _next_message(self, subscriber: Subscriber, stream: Stream) -> bytes | None:
+        if questions := stream.questions():
+            return self._content.asking(questions)
+        push = self._pushes.next_push(subscriber, self._content.revision, self._clock.now())
+        if push is None:
+            return None
+        self._due_changed.set()
+        return self._content.serialized(push)
+
     async def _read(
         self,
         requests: AsyncIterator[control_pb2.SubscribeRequest],
         subscriber: Subscriber,
-        stream: _Stream,
+        stream: Stream,
     ) -> None:
         try:
             async for request in requests:
-                self._hear(subscriber, request)
+                self._hear(subscriber, stream, request)
                 stream.wake.set()
         except (grpc.aio.BaseError, asyncio.InvalidStateError):
             pass  # the connection is gone
@@ -165,16 +197,12 @@ class ControlService(control_pb2_grpc.ControlServicer):
         finally:
             stream.end()
 
-    def _hear(self, subscriber: Subscriber, request: control_pb2.SubscribeRequest) -> None:
+    def _hear(
+        self, subscriber: Subscriber, stream: Stream, request: control_pb2.SubscribeRequest
+    ) -> None:
         match request.WhichOneof("message"):
             case "interest":
-                namespace = subscriber.process.namespace
-                interest = request.interest
-                wanted = [Resource(Kind.POLICY, namespace, name) for name in interest.policies]
-                wanted += [Resource(Kind.INSTANCES, namespace, name) for name in interest.instances]
-                dropped = subscriber.wants.keys() - set(wanted)
-                self._pushes.want(subscriber, {one: self._version(one) for one in wanted})
-                self._dropped(dropped)
+                self._interested(subscriber, request.interest)
             case "acknowledgement":
                 answer = request.acknowledgement
                 refused = {
@@ -192,44 +220,78 @@ class ControlService(control_pb2_grpc.ControlServicer):
                     ignored=answer.ignored,
                 )
                 self._acknowledged(taken)
+            case "answer":
+                stream.answered(request.answer)
+
+    def _interested(self, subscriber: Subscriber, interest: control_pb2.Interest) -> None:
+        namespace = subscriber.process.namespace
+        wanted = [Resource(Kind.POLICY, namespace, name) for name in interest.policies]
+        wanted += [Resource(Kind.INSTANCES, namespace, name) for name in interest.instances]
+        held = {}
+        if interest.epoch == self._content.epoch:
+            held = {
+                Resource(Kind.INSTANCES, namespace, name): version
+                for name, version in interest.held.items()
+            }
+        dropped = subscriber.wants.keys() - set(wanted)
+        self._pushes.want(subscriber, {one: self._content.version(one) for one in wanted}, held)
+        self._dropped(dropped)
+
+    async def View(
+        self, request: control_pb2.ViewRequest, context: Any
+    ) -> control_pb2.ViewResponse:
+        """Ask a connected process what it makes of a service's instances."""
+        namespace = request.namespace or DEFAULT_NAMESPACE
+        subscriber = self._pushes.find(namespace, request.instance)
+        who = f"process {request.instance!r}"
+        if subscriber is None:
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                details(
+                    f"no {who} is connected in namespace {namespace!r}; "
+                    "`meshrpc status` lists those that are"
+                ),
+            )
+            raise AssertionError  # abort raises
+        try:
+            async with asyncio.timeout(VIEW_WITHIN):
+                return await self._streams[subscriber].ask(request.service)
+        except TimeoutError:
+            why = (
+                f"{who} has not answered within {VIEW_WITHIN:.0f} s: it hangs, "
+                f"or its release ({subscriber.process.library or 'unknown'}) cannot be asked"
+            )
+        except StreamEnded:
+            why = f"{who} has just gone"
+        await context.abort(grpc.StatusCode.UNAVAILABLE, details(why))
+        raise AssertionError  # abort raises
 
     async def Status(
         self, request: control_pb2.StatusRequest, _context: Any
     ) -> control_pb2.StatusResponse:
         """Return how far each process of the namespace is."""
-        revision = self._store.revision
+        revision = self._content.revision
         namespace = request.namespace or DEFAULT_NAMESPACE
         rows = self._pushes.status(namespace, revision, self._clock.now())
-        return control_pb2.StatusResponse(
-            revision=revision,
-            processes=[
-                control_pb2.ProcessStatus(
-                    service=row.process.service,
-                    instance=row.process.instance,
-                    version=row.process.version or "",
-                    revision=row.revision,
-                    state=_STATES[row.state],
-                    reason=row.reason,
-                    age_seconds=row.age,
-                    pid=row.process.pid or 0,
-                    library=row.process.library,
-                )
-                for row in rows
-            ],
-        )
+        return control_pb2.StatusResponse(revision=revision, processes=map(_to_wire, rows))
 
     def instances_changed(self, namespace: str, service: str) -> None:
         """Push what the lease table now has of the service."""
         resource = Resource(Kind.INSTANCES, namespace, service)
-        self._changed(resource, self._version(resource))
+        self._changed(resource, self._content.version(resource))
+
+    def all_instances_changed(self) -> None:
+        """Push what the lease table now has of every service."""
+        for resource in self._pushes.wanted(Kind.INSTANCES):
+            self._changed(resource, self._content.version(resource))
 
     async def until_acknowledged(self, namespace: str, service: str, within: float) -> bool:
         """Wait until all who watch the service have what the lease table has now.
 
         Returns False when that takes longer than `within` seconds.
         """
-        version = self._leases.version(namespace, service)
         resource = Resource(Kind.INSTANCES, namespace, service)
+        version = self._content.version(resource)
         try:
             async with asyncio.timeout(within):
                 while not self._pushes.acknowledged(namespace, service, version):
@@ -242,18 +304,17 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def run(self) -> None:
         """End gatherings and give up on who does not answer, until cancelled."""
         while True:
-            due = self._pushes.next_due()
+            waits = (self._pushes.next_due(), self._content.next_due())
+            due = min((one for one in waits if one is not None), default=None)
             self._due_changed.clear()
-            waking = asyncio.ensure_future(self._due_changed.wait())
-            try:
-                wait = None if due is None else max(0.0, due - self._clock.now())
-                await asyncio.wait([waking], timeout=wait)
-            finally:
-                waking.cancel()
+            with contextlib.suppress(TimeoutError):
+                async with self._clock.timeout(None if due is None else due - self._clock.now()):
+                    await self._due_changed.wait()
             now = self._clock.now()
             self._wake(self._pushes.tick(now))
             for subscriber in self._pushes.overdue(now):
                 self._give_up(subscriber)
+            self._content.forget(now)
 
     def stop(self) -> None:
         """End every stream; the processes keep what they know and come back later."""
@@ -284,9 +345,11 @@ class ControlService(control_pb2_grpc.ControlServicer):
     def _dropped(self, resources: Collection[Resource]) -> None:
         """Let go of what a subscriber no longer wants: nobody waits for its answer."""
         self._acknowledged(resources)
+        now = self._clock.now()
         for resource in resources:
-            if resource.kind is Kind.INSTANCES and not self._pushes.is_wanted(resource):
-                self._instance_sets.forget(resource.namespace, resource.name)
+            if not self._pushes.is_wanted(resource):
+                self._content.release(resource, now)
+                self._due_changed.set()
 
     def _acknowledged(self, resources: Collection[Resource]) -> None:
         for resource in resources:
@@ -294,40 +357,16 @@ class ControlService(control_pb2_grpc.ControlServicer):
             if event is not None:
                 event.set()
 
-    def _version(self, resource: Resource) -> int:
-        source = self._store if resource.kind is Kind.POLICY else self._leases
-        return source.version(resource.namespace, resource.name)
 
-    def _encode(self, push: Push) -> control_pb2.Push:
-        message = control_pb2.Push(nonce=push.nonce, revision=push.revision)
-        for resource in push.resources:
-            namespace, name = resource.namespace, resource.name
-            if resource.kind is Kind.POLICY:
-                stored = self._store.get(namespace, name)
-                message.policies.add(
-                    namespace=namespace,
-                    service=name,
-                    revision=self._store.version(namespace, name),
-                    document="" if stored is None else stored.document,
-                )
-            else:
-                base = push.bases.get(resource, 0)
-                message.instances.append(self._instance_sets.newest(namespace, name, base))
-        return message
-
-
-class _Stream:
-    """The waking of one handler, and why it is to end."""
-
-    __slots__ = ("has_ended", "wake", "why_ended")
-
-    def __init__(self) -> None:
-        self.wake = asyncio.Event()
-        self.has_ended = False
-        self.why_ended: tuple[grpc.StatusCode, str] | None = None
-
-    def end(self, code: grpc.StatusCode | None = None, details: str = "") -> None:
-        if not self.has_ended and code is not None:
-            self.why_ended = (code, details)
-        self.has_ended = True
-        self.wake.set()
+def _to_wire(row: ProcessState) -> control_pb2.ProcessStatus:
+    return control_pb2.ProcessStatus(
+        service=row.process.service,
+        instance=row.process.instance,
+        version=row.process.version or "",
+        revision=row.revision,
+        state=_STATES[row.state],
+        reason=row.reason,
+        age_seconds=row.age,
+        pid=row.process.pid or 0,
+        library=row.process.library,
+    )

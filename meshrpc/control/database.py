@@ -4,16 +4,20 @@ WAL with `synchronous=FULL`: what was answered survives a kill and a power cut. 
 holds the file alone (`locking_mode=EXCLUSIVE`), so a second control service on the same file
 is told so instead of drifting away from the first. Work runs in a thread, one piece at a time;
 each is a transaction. Nothing is read from here after the start: readers have it in memory.
+
+A damaged file stops nobody: `salvage` moves it aside, and saves of it what is whole.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from meshrpc.control.salvage import DamagedError, move_aside, take_along
 from meshrpc.errors import ControlError, SettingsError
 
 SCHEME = "sqlite:"
@@ -22,6 +26,8 @@ LOCKED_WITHIN = 2.0
 """Seconds for the control service before this one to let go of the file."""
 
 _MOVE_ASIDE = "move the file aside, and a new one is made"
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -71,6 +77,8 @@ class Database:
                 f"cannot make the folder of the store {url}: {error.strerror}; "
                 "choose another with --store"
             ) from error
+        except DamagedError as error:
+            raise ControlError(f"the store {url} is damaged ({error}); {_MOVE_ASIDE}") from error
         except sqlite3.Error as error:
             raise ControlError(f"cannot open the store {url}: {_remedy(error)}") from error
 
@@ -102,9 +110,35 @@ class Database:
 
 
 def _open(path: str, schema: str) -> sqlite3.Connection:
-    if path != MEMORY:
-        Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)
-        path = str(Path(path).expanduser())
+    if path == MEMORY:
+        return _connect(path, schema)
+    file = Path(path).expanduser()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return _connect(str(file), schema)
+    except (DamagedError, sqlite3.DatabaseError) as error:
+        if not (isinstance(error, DamagedError) or _is_damage(error)):
+            raise
+        aside = move_aside(file)
+        if aside is None:
+            raise
+        connection = _connect(str(file), schema)
+        lost = take_along(aside, connection)
+        what = f"lost with it: {', '.join(lost)}" if lost else "all that was in it could be read"
+        _log.warning(
+            "the store %s was damaged (%s) and is %s now; %s%s",
+            *(
+                file,
+                error,
+                aside.name,
+                what,
+                "; policies among it have to be applied again" if lost else "",
+            ),
+        )
+        return connection
+
+
+def _connect(path: str, schema: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=LOCKED_WITHIN, isolation_level=None, check_same_thread=False
     )
@@ -112,7 +146,7 @@ def _open(path: str, schema: str) -> sqlite3.Connection:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        _check(connection, path)
+        _check(connection)
         connection.executescript(f"BEGIN EXCLUSIVE; {schema} COMMIT;")
     except BaseException:
         connection.close()
@@ -120,10 +154,14 @@ def _open(path: str, schema: str) -> sqlite3.Connection:
     return connection
 
 
-def _check(connection: sqlite3.Connection, path: str) -> None:
+def _check(connection: sqlite3.Connection) -> None:
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
-        raise ControlError(f"the store {path} is damaged ({verdict}); {_MOVE_ASIDE}")
+        raise DamagedError(verdict.splitlines()[-1])
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    return _name(error).startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT"))
 
 
 def _transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -146,7 +184,7 @@ def _remedy(error: sqlite3.Error) -> str:
         return "another control service has it open; stop that one, or choose another with --store"
     if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
         return f"{error}; make it writable, or choose another with --store"
-    if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
+    if _is_damage(error):
         return f"{error}; {_MOVE_ASIDE}"
     if name.startswith("SQLITE_IOERR"):
         return f"{error}; is the disk well, and writable? choose another with --store"

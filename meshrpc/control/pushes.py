@@ -4,7 +4,7 @@ The delivery of xDS (versions, nonces, ACK and NACK per resource) with Istio's d
 change of a resource goes out at once, what follows within `QUIET` is gathered, latest wins. A
 push carries everything its subscriber lacks, and one at most is unanswered: whoever is slow
 gets fewer, larger steps and holds up nobody. As in the incremental xDS, of a set that the
-subscriber has acknowledged only what differs has to be sent.
+subscriber has acknowledged, or has still from an earlier stream, only what differs has to be sent.
 
 Pure: `now` is an argument and every method says who may have something to send. It knows
 resources by version only; their content is read when the push is made.
@@ -88,8 +88,17 @@ class Pushes:
         self._unanswered.pop(subscriber, None)
         self._subscribers.pop(subscriber, None)
 
-    def want(self, subscriber: Subscriber, versions: Mapping[Resource, int]) -> None:
-        """Replace what the subscriber wants; `versions` are the current ones."""
+    def want(
+        self,
+        subscriber: Subscriber,
+        versions: Mapping[Resource, int],
+        held: Mapping[Resource, int] | None = None,
+    ) -> None:
+        """Replace what the subscriber wants; `versions` are the current ones.
+
+        `held` are those that it has of some of them from before. It is sent what differs from
+        these all the same, be it nothing: its answer is how it is known to be there.
+        """
         subscriber.has_said = True
         for resource in [one for one in subscriber.wants if one not in versions]:
             del subscriber.wants[resource]
@@ -104,11 +113,25 @@ class Pushes:
             if resource not in self._watched:
                 self._watched[resource] = _Watched(version, version)
             watched = self._watched[resource]
-            subscriber.wants[resource] = watched.by[subscriber] = Held()
+            base = held.get(resource, 0) if held else 0
+            known = Held(base=base if base <= version else 0)
+            subscriber.wants[resource] = watched.by[subscriber] = known
 
     def is_wanted(self, resource: Resource) -> bool:
         """Whether anybody wants it."""
         return resource in self._watched
+
+    def wanted(self, kind: Kind) -> tuple[Resource, ...]:
+        """Return what somebody wants of one kind."""
+        return tuple(resource for resource in self._watched if resource.kind is kind)
+
+    def find(self, namespace: str, instance: str) -> Subscriber | None:
+        """Return the subscriber that says it is this instance; of several, who joined last."""
+        for subscriber in reversed(self._subscribers):
+            process = subscriber.process
+            if (process.namespace, process.instance) == (namespace, instance):
+                return subscriber
+        return None
 
     def changed(self, resource: Resource, version: int, now: float) -> Collection[Subscriber]:
         """Note a new version; return who may have something to send now."""

@@ -51,6 +51,8 @@ class InstanceRecords:
     def __init__(self, database: Database, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._database = database
         self._clock = clock
+        self._noted: dict[_Key, Instance] = {}
+        """What is on disk once all that is unwritten is."""
         self._unwritten: dict[_Key, Instance | None] = {}
         self._has_unwritten = asyncio.Event()
         self._tried = asyncio.Event()  # of what is unwritten; each batch has its own
@@ -60,7 +62,7 @@ class InstanceRecords:
         return f"<InstanceRecords unwritten={len(self._unwritten)}>"
 
     async def load(self) -> tuple[Instance, ...]:
-        """Return every record; one that cannot be read is left out."""
+        """Return every record; one that cannot be read is left out, and dropped."""
         rows = await self._database.run(
             lambda connection: connection.execute(
                 "SELECT namespace, service, id, record FROM instances"
@@ -74,17 +76,23 @@ class InstanceRecords:
                 instance = None
             if instance is None or [instance.namespace, instance.service, instance.id] != key:
                 _log.warning("the record of %s cannot be read; it will register again", key[2])
+                self._note((key[0], key[1], key[2]), None)
             else:
                 instances.append(instance)
+                self._noted[key[0], key[1], key[2]] = instance
         return tuple(instances)
 
     def keep(self, instance: Instance) -> None:
-        """Remember the record as it is now."""
-        self._note((instance.namespace, instance.service, instance.id), instance)
+        """Remember the record as it is now; the same as before costs nothing."""
+        key = (instance.namespace, instance.service, instance.id)
+        if self._noted.get(key) != instance:
+            self._noted[key] = instance
+            self._note(key, instance)
 
     def forget(self, namespace: str, service: str, id: str) -> None:  # noqa: A002
         """Remember the record no longer."""
-        self._note((namespace, service, id), None)
+        if self._noted.pop((namespace, service, id), None) is not None:
+            self._note((namespace, service, id), None)
 
     def _note(self, key: _Key, instance: Instance | None) -> None:
         self._unwritten[key] = instance

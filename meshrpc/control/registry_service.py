@@ -14,10 +14,12 @@ import grpc
 
 from meshrpc.clock import Clock
 from meshrpc.control.control_service import DEFAULT_NAMESPACE, ControlService
+from meshrpc.control.health_checks import HealthChecks
 from meshrpc.control.records import InstanceRecords
 from meshrpc.control.refusals import details, name_problem
 from meshrpc.errors import StaleIncarnation
-from meshrpc.registry.instance import Instance
+from meshrpc.registry.finding import Finding, Problem
+from meshrpc.registry.instance import Health, Instance
 from meshrpc.registry.leases import LeaseTable
 from meshrpc.registry.registry import LEASE
 from meshrpc.settings import parse_address
@@ -32,7 +34,7 @@ MAX_LEASE: Final = 3600.0
 MAX_ACKNOWLEDGE_WITHIN: Final = 60.0
 MAX_WEIGHT: Final = 10_000
 MAX_RECORD: Final = 16 * 1024
-"""Bytes of a record, mostly labels: each caller is sent all of them with each change."""
+"""Bytes of a record, mostly labels: a caller that connects is sent those of all instances."""
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         self._control = control
         self._clock = clock
         self._looked = clock.now()
+        self.checks = HealthChecks(leases, self._found, clock=clock)
+        """Of the records made by hand. Whoever owns this service runs it too."""
 
     def __repr__(self) -> str:
         return f"<RegistryService {self._leases!r}>"
@@ -76,16 +80,25 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, details(problem))
         instance = Instance.from_wire(wire)
         try:
-            if not self._leases.holds(instance):
-                # Before anybody hears of it: a restart must not know fewer than callers do.
-                self._records.keep(instance)
-                await self._records.written()
-            is_changed = self._leases.register(instance, self._clock.now(), lease)
+            is_changed = await self._register(instance, lease)
         except StaleIncarnation as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, details(str(error)))
         if is_changed:
             self._control.instances_changed(instance.namespace, instance.service)
         return registry_pb2.RegisterResponse()
+
+    async def _register(self, instance: Instance, lease: float) -> bool:
+        key = (instance.namespace, instance.service, instance.id)
+        try:
+            record = self._leases.as_registered(instance)
+            if self._leases.get(*key) != record:
+                # Before anybody hears of it: a restart must not know fewer than callers do.
+                self._records.keep(record)
+                await self._records.written()
+            return self._leases.register(instance, self._clock.now(), lease)
+        finally:
+            # Meanwhile others may have changed it, or whoever asked may have gone.
+            self._remember(*key)
 
     async def Renew(
         self, request: registry_pb2.RenewRequest, context: Any
@@ -93,7 +106,8 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         """Extend a lease."""
         namespace = request.namespace or DEFAULT_NAMESPACE
         now = self._clock.now()
-        self.look(now)  # first: this process may just have woken up
+        if now - self._looked > ASLEEP_AFTER:
+            self.look(now)  # first: this process has just woken up
         if not self._leases.renew(namespace, request.service, request.id, request.incarnation, now):
             await context.abort(
                 grpc.StatusCode.NOT_FOUND,
@@ -110,23 +124,31 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         """Mark an instance as leaving."""
         namespace = request.namespace or DEFAULT_NAMESPACE
         if self._leases.drain(namespace, request.service, request.id):
-            for instance in self._leases.snapshot(namespace, request.service).instances:
-                if instance.id == request.id:
-                    self._records.keep(instance)
-            self._control.instances_changed(namespace, request.service)
+            self._changed(namespace, request.service, request.id)
         return registry_pb2.DrainResponse()
 
+    async def Undrain(
+        self, request: registry_pb2.UndrainRequest, _context: Any
+    ) -> registry_pb2.UndrainResponse:
+        """Take the mark back."""
+        namespace = request.namespace or DEFAULT_NAMESPACE
+        if self._leases.undrain(namespace, request.service, request.id):
+            self._changed(namespace, request.service, request.id)
+        return registry_pb2.UndrainResponse()
+
     async def Deregister(
-        self, request: registry_pb2.DeregisterRequest, _context: Any
+        self, request: registry_pb2.DeregisterRequest, context: Any
     ) -> registry_pb2.DeregisterResponse:
         """Remove a record, and wait until its callers have let go."""
         namespace = request.namespace or DEFAULT_NAMESPACE
-        self._records.forget(namespace, request.service, request.id)
+        if problem := _name_problem(namespace, request.service, request.id):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, details(problem))
         if self._leases.deregister(namespace, request.service, request.id):
-            self._control.instances_changed(namespace, request.service)
+            self._changed(namespace, request.service, request.id)
         within = request.acknowledge_within_seconds
         within = min(within, MAX_ACKNOWLEDGE_WITHIN) if within > 0 else 0.0
         acknowledged = await self._control.until_acknowledged(namespace, request.service, within)
+        await self._records.written()  # who has left does not come back with a restart
         return registry_pb2.DeregisterResponse(acknowledged=acknowledged)
 
     async def ListServices(
@@ -146,6 +168,43 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
             instances=[instance.to_wire() for instance in snapshot.instances]
         )
 
+    async def ListFindings(
+        self, request: registry_pb2.ListFindingsRequest, _context: Any
+    ) -> registry_pb2.ListFindingsResponse:
+        """Return which leases are about to run out, and who does not serve."""
+        namespace = request.namespace or DEFAULT_NAMESPACE
+        found = list(self._leases.findings(namespace, request.service, self._clock.now()))
+        for instance in self._leases.snapshot(namespace, request.service).instances:
+            if instance.health is Health.NOT_SERVING:
+                detail = "it says so itself"
+                if instance.permanent:
+                    reason = self.checks.reason(instance) or "it is asked again soon"
+                    detail = f"it fails its health check at {instance.address}: {reason}"
+                found.append(Finding(Problem.NOT_SERVING, request.service, instance.id, detail))
+        return registry_pb2.ListFindingsResponse(
+            findings=[
+                registry_pb2.Finding(problem=one.problem, id=one.id, detail=one.detail)
+                for one in found
+            ]
+        )
+
+    def _found(self, instance: Instance, health: Health) -> None:
+        namespace, service, id_ = instance.namespace, instance.service, instance.id
+        if self._leases.set_health(namespace, service, id_, health):
+            self._changed(namespace, service, id_)
+
+    def _changed(self, namespace: str, service: str, id_: str) -> None:
+        self._remember(namespace, service, id_)
+        self._control.instances_changed(namespace, service)
+
+    def _remember(self, namespace: str, service: str, id_: str) -> None:
+        """Bring the disk in step with the table."""
+        instance = self._leases.get(namespace, service, id_)
+        if instance is None:
+            self._records.forget(namespace, service, id_)
+        else:
+            self._records.keep(instance)
+
     async def run(self) -> None:
         """Expire leases as they run out, until cancelled."""
         while True:
@@ -155,31 +214,28 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
             await self._clock.sleep(max(wait, 0.01))
 
     def look(self, now: float) -> None:
-        """Drop the instances whose leases have run out by `now`, and publish that."""
+        """End what is over by `now`, leases and the recovery window, and publish that."""
         asleep, self._looked = now - self._looked, now
         if asleep > ASLEEP_AFTER:
             _log.warning("this process stood still for %.1f s: all leases start anew", asleep)
             self._leases.renew_all(now)
+        if self._leases.recover(now):
+            _log.info("whoever has not come back since this service started is gone now")
+            self._control.all_instances_changed()
         if (due := self._leases.next_expiry()) is None or due > now:
             return
-        before = {_key(instance) for instance in self._leases.all()}
-        changed = self._leases.expire(now)
-        for key in before - {_key(instance) for instance in self._leases.all()}:
-            _log.info("the lease of %s of %s ran out", key[2], key[1])
-            self._records.forget(*key)
-        for namespace, service in changed:
+        gone = self._leases.expire(now)
+        for instance in gone:
+            _log.info("the lease of %s of %s ran out", instance.id, instance.service)
+            self._remember(instance.namespace, instance.service, instance.id)
+        for namespace, service in {(one.namespace, one.service) for one in gone}:
             self._control.instances_changed(namespace, service)
-
-
-def _key(instance: Instance) -> tuple[str, str, str]:
-    return instance.namespace, instance.service, instance.id
 
 
 def _problem(wire: registry_pb2.Instance, lease: float) -> str:
     """Say what is wrong with a registration; empty when nothing is."""
-    for name, value in (("id", wire.id), ("service", wire.service), ("namespace", wire.namespace)):
-        if problem := name_problem(name, value):
-            return problem
+    if problem := _name_problem(wire.namespace, wire.service, wire.id):
+        return problem
     for name, value in (("version", wire.version), ("zone", wire.zone)):
         if problem := name_problem(name, value, is_optional=True):
             return problem
@@ -196,3 +252,9 @@ def _problem(wire: registry_pb2.Instance, lease: float) -> str:
     if not (math.isfinite(lease) and 0 < lease <= MAX_LEASE):
         return f"lease_seconds {lease}: more than 0, at most {MAX_LEASE:.0f}"
     return ""
+
+
+def _name_problem(namespace: str, service: str, id_: str) -> str:
+    """Say what is wrong with the name of an instance; empty when nothing is."""
+    names = (("id", id_), ("service", service), ("namespace", namespace))
+    return next((bad for name, value in names if (bad := name_problem(name, value))), "")

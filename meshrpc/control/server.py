@@ -29,14 +29,22 @@ from meshrpc.control.records import InstanceRecords
 from meshrpc.control.registry_service import RegistryService
 from meshrpc.control.store import PolicyStore
 from meshrpc.errors import ControlError, SettingsError
+from meshrpc.registry.instance import Instance
 from meshrpc.registry.leases import LeaseTable
+from meshrpc.registry.registry import LEASE
 from meshrpc.server.listening import require_free
 from meshrpc.settings import DEFAULT_CONTROL_HTTP_PORT, DEFAULT_CONTROL_PORT, parse_address
 from meshrpc.subscription import KEEPALIVE_MS
-from meshrpc.v1 import control_pb2_grpc, policy_pb2_grpc, registry_pb2_grpc
+from meshrpc.v1 import policy_pb2_grpc, registry_pb2_grpc
 
 GRACE: Final = 1.0
 """Seconds that calls under way get when the service stops."""
+RECOVERY: Final = LEASE
+"""Seconds after the start in which no lease runs out and callers let go of nobody: who was
+registered before has this long to come back, whether or not this service remembers it."""
+MAX_PENDING: Final = 5_000
+"""Calls that may wait for their turn: what takes half of the 5 s for which their callers wait. More
+would be worked off for nobody."""
 SILENT_MS: Final = 10_000
 """A subscriber's connection that is silent for this long, and for this long again after a ping,
 is gone: its process was cut off or stopped."""
@@ -47,6 +55,10 @@ SERVER_OPTIONS: Final = (
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_permit_without_calls", 1),
+    # Beyond a thousand that wait, gRPC cancels some by chance, unless told otherwise: those of a
+    # fleet that comes back after an outage would have to try again.
+    ("grpc.server.max_pending_requests", MAX_PENDING),
+    ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING),
     ("grpc.keepalive_time_ms", SILENT_MS),
     ("grpc.http2.ping_timeout_ms", SILENT_MS),
 )
@@ -152,8 +164,9 @@ class ControlServer:
         stack.push_async_callback(database.close)
         store = await PolicyStore.load(database)
         records = InstanceRecords(database, clock=self._clock)
-        leases = LeaseTable()
-        leases.restore(await records.load(), self._clock.now())
+        now = self._clock.now()
+        leases = LeaseTable(recovers_until=now + RECOVERY)
+        leases.restore(await _load(records), now)
         stack.push_async_callback(_flush, records)
 
         control = ControlService(store, leases, clock=self._clock)
@@ -161,11 +174,12 @@ class ControlServer:
         self._tasks = [
             await stack.enter_async_context(_running(control.run(), "meshrpc pushes")),
             await stack.enter_async_context(_running(registry.run(), "meshrpc leases")),
+            await stack.enter_async_context(_running(registry.checks.run(), "meshrpc checks")),
             await stack.enter_async_context(_running(records.run(), "meshrpc records")),
         ]
 
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        control_pb2_grpc.add_ControlServicer_to_server(control, server)
+        control.add_to(server)
         registry_pb2_grpc.add_RegistryServicer_to_server(registry, server)
         policy_pb2_grpc.add_PolicyStoreServicer_to_server(PolicyService(store), server)
         grpc_address = self._listen.bind(server)
@@ -245,6 +259,14 @@ async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def _load(records: InstanceRecords) -> tuple[Instance, ...]:
+    try:
+        return await records.load()
+    except ControlError as error:
+        _log.warning("%s (who is registered has to register again)", error)
+        return ()
 
 
 async def _flush(records: InstanceRecords) -> None:

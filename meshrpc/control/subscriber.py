@@ -87,8 +87,8 @@ class Subscriber:
     def send(self, resources: Mapping[Resource, int], revision: int) -> Push:
         """Return the push that brings these to the versions given, and count it as sent.
 
-        A difference starts from what was acknowledged on this stream, not from what was sent:
-        nothing is lost with a push that is refused.
+        A difference starts from what was acknowledged, or held when it was wanted, not from what
+        was sent: nothing is lost with a push that is refused.
         """
         bases: dict[Resource, int] = {}
         for resource, version in resources.items():

@@ -177,6 +177,7 @@ class Demo:
             control=environment["MESHRPC_CONTROL"],
             registry=self._registry,
             namespace=environment["MESHRPC_NAMESPACE"],
+            state_dir=environment["MESHRPC_STATE_DIR"],
         )
         # The exporter reads its settings from the environment of its process.
         os.environ.update({k: v for k, v in environment.items() if k.startswith("OTEL_")})

@@ -9,9 +9,10 @@ import grpc
 
 from meshrpc.interceptors.compose import Refused, ServerInterceptor
 from meshrpc.interceptors.server_call import ServerCall
-from meshrpc.wire import NOT_EXECUTED, TARGET, Metadata
+from meshrpc.wire import NOT_EXECUTED, TARGET, WRONG_TARGET, Metadata
 
 _NOT_EXECUTED: Metadata = ((NOT_EXECUTED, "1"),)
+_WRONG_TARGET: Metadata = ((NOT_EXECUTED, WRONG_TARGET),)
 
 
 class DeadlineInterceptor(ServerInterceptor):
@@ -39,5 +40,5 @@ class TargetInterceptor(ServerInterceptor):
                 raise Refused(
                     grpc.StatusCode.UNAVAILABLE,
                     f"this is {self.instance_id}, not {value!s}",
-                    _NOT_EXECUTED,
+                    _WRONG_TARGET,
                 )

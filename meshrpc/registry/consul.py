@@ -1,8 +1,8 @@
-"""A registry in Consul: `consul://127.0.0.1:8500[/?dc=DC&token=TOKEN]`, through py-consul.
+"""A registry in Consul: `consul://127.0.0.1:8500[/?OPTION=VALUE&...]`, through py-consul.
 
-An instance is a service of the agent at that address, its lease a TTL check. Watches are
-Consul's blocking queries, one for each service watched, however many watch it. While Consul does
-not answer, watches keep what they last knew.
+An instance is a service of the agent at that address, its lease a TTL check, and the agent itself
+looks whether it answers. Watches are Consul's blocking queries, one for each service watched,
+however many watch it. While Consul does not answer, watches keep what they last knew.
 
 Consul cannot compare and set here: two processes that register one id in the same moment both
 succeed. It acknowledges nothing: a caller learns of a removal a moment after `deregister`.
@@ -12,47 +12,37 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import json
 import logging
-import os
 import random
-import urllib.parse
-import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
-import aiohttp
-import consul
-import consul.aio
-
-from meshrpc.errors import RegistryError, SettingsError, StaleIncarnation
-from meshrpc.registry import consul_record
+from meshrpc.clock import SYSTEM_CLOCK, Clock
+from meshrpc.errors import RegistryError, StaleIncarnation
+from meshrpc.registry import consul_entry, consul_meta, consul_record, consul_url
+from meshrpc.registry.consul_agent import Answer, ConsulAgent
+from meshrpc.registry.consul_entry import FOREIGN_NAMESPACE
 from meshrpc.registry.consul_watch import FollowedService
+from meshrpc.registry.finding import Finding
 from meshrpc.registry.instance import Instance, State
 from meshrpc.registry.registry import LEASE, Snapshot, Watch
 
-DEFAULT_PORT = 8500
-ASK_WITHIN = 5.0
-"""Seconds for one request that does not wait for a change."""
-WAIT = 30
-"""Seconds a blocking query waits for a change: below common idle timeouts of proxies, and the
-longest that a process without a lease, which would tell, may miss that Consul started anew."""
-WAIT_WITHIN = WAIT * 17 / 16 + ASK_WITHIN
-"""Seconds until such a query is given up: Consul adds up to a sixteenth to what it is asked."""
-CONNECTIONS = 4096
-"""One for each watch and a few: too few would let watches starve the renewals."""
 LISTED_AT_ONCE = 16
 """Services looked into at the same time by `services`."""
+SURELY_HELD = 0.5
+"""A lease of which no more than this part has passed is renewed without looking first whether it
+lives: Consul began to count when it was last renewed, and that was later than it was asked to."""
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class ConsulRegistry:
     """The services of one Consul agent's datacenter, in one namespace.
+
+    `lease` and `check_every` are seconds: how long a record lives without being renewed, and how
+    often the agent looks whether its instance answers.
 
     Raises:
         SettingsError: the URL cannot be used.
@@ -66,41 +56,35 @@ class ConsulRegistry:
         namespace: str = "default",
         *,
         lease: float = LEASE,
+        check_every: float = consul_record.CHECK_EVERY,
         rng: random.Random | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.namespace = namespace
-        self._host, self._port, self._dc, self._token = _parse(url)
+        self._url = consul_url.parse(url)
+        self._agent = ConsulAgent(self._url)
         self._lease = lease
+        self._check_every = check_every
         self._rng = rng or random.Random()
-        self._consul: consul.aio.Consul | None = None
+        self._clock = clock
+        self._renewed: dict[str, float] = {}  # when it was last asked for, by id of the check
         self._followed: dict[str, tuple[FollowedService, asyncio.Task[None]]] = {}
-        self._complained: dict[str, frozenset[str]] = {}
+        self._complained: dict[str, tuple[str, ...]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_open = False
 
     def __repr__(self) -> str:
-        state = "closed" if self._consul is None else f"watching={len(self._followed)}"
+        state = f"watching={len(self._followed)}" if self._is_open else "closed"
         return f"<ConsulRegistry {self.address} {self.namespace} {state}>"
 
     @property
     def address(self) -> str:
         """Where the agent is, as `host:port`."""
-        return f"{self._host}:{self._port}"
+        return self._url.address
 
     async def __aenter__(self) -> Self:
-        # Here and not sooner: its HTTP session belongs to the running loop.
-        with warnings.catch_warnings():
-            # py-consul passes aiohttp arguments by their deprecated names.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self._consul = consul.aio.Consul(
-                self._host,
-                self._port,
-                dc=self._dc,
-                # Loading the machine's certificates takes longer than all the rest.
-                verify=None if os.environ.get("CONSUL_HTTP_SSL", "").lower() == "true" else False,
-                connections_limit=CONNECTIONS,
-            )
-        if self._token is not None:
-            self._consul.token = self._token  # py-consul lets CONSUL_HTTP_TOKEN win
+        self._agent.open()
+        self._is_open = True
         return self
 
     async def __aexit__(
@@ -109,76 +93,87 @@ class ConsulRegistry:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._is_open = False
         self._followed.clear()
+        self._renewed.clear()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        client, self._consul = self._consul, None
-        if client is not None:
-            await client.close()
+        await self._agent.close()
 
     async def register(self, instance: Instance) -> None:
         """Create or replace the record and start its lease."""
-        entries = await self._entries(instance.service, passing=False)
-        for known in self._read(instance.service, entries, instance.namespace):
-            if known.id == instance.id and known.incarnation > instance.incarnation:
-                raise StaleIncarnation(
-                    f"instance {instance.id!r} of {instance.service!r}: incarnation "
-                    f"{instance.incarnation} comes after {known.incarnation}"
-                )
-        await self._put(instance)
+        service = await self._own(instance)
+        known = _read(service)
+        if known is not None and known.incarnation == instance.incarnation:
+            if known.state is State.DRAINING:
+                instance = replace(instance, state=State.DRAINING)
+        else:
+            # Another agent may have a newer one; the agent's own datacenter is where it would be.
+            answer = await self._agent.health(instance.service, dc=None)
+            listing = consul_entry.read_all(answer.entries, instance.namespace)
+            _refuse_older(instance, [each.instance for each in listing.entries])
+            if known is not None:  # the catalog may not have it yet
+                _refuse_older(instance, [known])
+        await self._put(instance, known, is_new=service is None)
 
     async def renew(self, instance: Instance) -> bool:
         """Extend the lease; False when this incarnation holds none."""
-        # Consul would let a check that failed pass again; a lease that ran out stays out.
-        check = consul_record.check_id(instance)
-        if check not in await self._live_checks(instance):
-            self._ask_anew()
-            return False
-        try:
-            return bool(await self._ask(self._client().agent.check.ttl_pass(check)))
-        except RegistryError as error:
-            if isinstance(error.__cause__, consul.ConsulException) and check in str(error):
-                return False  # it ran out, or was replaced, since it was looked at
-            raise
+        if instance.permanent:
+            held = _read(await self._own(instance))
+            return held is not None and held.incarnation == instance.incarnation
+        check = consul_record.lease_id(instance)
+        # Consul would let a lease that ran out pass again; it stays out.
+        last = self._renewed.pop(check, None)
+        asked_at = self._clock.now()
+        is_sure = last is not None and asked_at - last <= self._lease * SURELY_HELD
+        if is_sure or await self._lives(instance, check):
+            asked_at = self._clock.now()
+            is_held = await self._agent.pass_check(check)
+            # Answered after its end, it may have been revived: this process, or Consul, stood still.
+            if is_held and last is not None and is_sure:
+                is_held = self._clock.now() - last < self._lease
+            if is_held:
+                self._renewed[check] = asked_at
+                return True
+        self._ask_anew()
+        return False
 
     async def drain(self, instance: Instance) -> None:
-        """Mark the instance as leaving."""
-        if not await self._live_checks(instance):
-            return
-        service_id = consul_record.service_id(instance)
-        expression = f"ID == {json.dumps(service_id)}"
-        found = await self._ask(self._client().agent.services(filter_expr=expression)) or {}
-        if service_id not in found:
-            return
-        try:
-            known = consul_record.read_service(found[service_id])
-        except ValueError as error:
-            raise RegistryError(f"{service_id!r} in Consul cannot be read: {error}") from error
-        if known.state is not State.DRAINING:
-            await self._put(replace(known, state=State.DRAINING))
+        """Mark the instance as leaving. One that others registered is put into maintenance mode."""
+        await self._mark(instance, State.DRAINING)
+
+    async def undrain(self, instance: Instance) -> None:
+        """Take the mark back, and end the maintenance mode of the instance, if it is in that."""
+        await self._mark(instance, State.ACTIVE)
 
     async def deregister(self, instance: Instance) -> None:
         """Remove the record."""
-        service_id = consul_record.service_id(instance)
+        self._renewed.pop(consul_record.lease_id(instance), None)
+        service = await self._own(instance)
+        if service is None:
+            await self._refuse_elsewhere(instance)
+            return
         try:
-            await self._ask(self._client().agent.service.deregister(service_id))
+            await self._agent.ask(self._agent.client.agent.service.deregister(service["ID"]))
         except RegistryError as error:
-            if not isinstance(error.__cause__, consul.ConsulException) or (
-                "unknown service" not in str(error).lower()
-            ):
+            if "unknown service" not in str(error).lower():  # it left in the same moment
                 raise
 
     async def services(self) -> tuple[str, ...]:
-        """Return the names of this namespace's services, sorted; Consul itself is not one."""
-        answer = await self._ask(self._client().catalog.services())
-        names = sorted(name for name in answer[1] or () if name != "consul")
+        """Return the names of this namespace's services, sorted; Consul itself is not one.
+
+        Those of which only stale or bad records are left count: somebody should look at them.
+        """
+        names = sorted({*await self._agent.service_names()} - {"consul"})
         gate = asyncio.Semaphore(LISTED_AT_ONCE)
 
         async def is_ours(name: str) -> bool:
             async with gate:
-                return bool(await self.instances(name))
+                answer = await self._agent.health(name, dc=self._url.dc, tag=self._url.tag)
+            listing = consul_entry.read_all(answer.entries, self.namespace)
+            return bool(listing.snapshot(name).instances or listing.findings(name))
 
         # Exceptions are waited for, so that none of the others is left running.
         ours = await asyncio.gather(*map(is_ours, names), return_exceptions=True)
@@ -188,15 +183,28 @@ class ConsulRegistry:
         return tuple(name for name, is_one in zip(names, ours, strict=True) if is_one)
 
     async def instances(self, service: str) -> tuple[Instance, ...]:
-        """Return the service's instances whose checks pass, ordered by id."""
-        return self._read(service, await self._entries(service, passing=True), self.namespace)
+        """Return the service's instances whose leases live, ordered by id."""
+        answer = await self._agent.health(service, dc=self._url.dc, tag=self._url.tag)
+        return self._snapshot(service, answer).instances
+
+    async def findings(self, service: str) -> tuple[Finding, ...]:
+        """Return the records that cannot be used, wait to be removed, or fail a check."""
+        answer = await self._agent.health(service, dc=self._url.dc, tag=self._url.tag)
+        return consul_entry.read_all(answer.entries, self.namespace).findings(service)
 
     def watch(self, service: str, on_snapshot: Callable[[Snapshot], None]) -> Watch:
         """Call `on_snapshot` when Consul answers, and with each change; at once when it has."""
-        self._client()
+        if not self._is_open:
+            raise RegistryError(f"{self!r} is used outside its 'async with' block")
         if service not in self._followed:
             self._follow(
-                FollowedService(service, self._query, on_idle=self._unfollow, rng=self._rng)
+                FollowedService(
+                    service,
+                    self._query,
+                    on_idle=self._unfollow,
+                    rng=self._rng,
+                    clock=self._clock,
+                )
             )
         return self._followed[service][0].watch(on_snapshot)
 
@@ -213,106 +221,99 @@ class ConsulRegistry:
         It then counts from 1, and a query that waits for an older index has long to wait.
         """
         for followed, task in tuple(self._followed.values()):
-            task.cancel()
-            self._follow(followed)
+            if followed.waits_for_change:
+                task.cancel()
+                self._follow(followed)
 
     def _unfollow(self, followed: FollowedService) -> None:
         if followed.service in self._followed and self._followed[followed.service][0] is followed:
             self._followed.pop(followed.service)[1].cancel()
 
-    async def _query(self, service: str, index: int | None) -> tuple[int, tuple[Instance, ...]]:
-        request = self._client().health.service(service, index=index, wait=f"{WAIT}s", passing=True)
-        answer = await self._ask(request, ASK_WITHIN if index is None else WAIT_WITHIN)
-        try:
-            latest = int(answer[0])
-        except ValueError as error:
-            raise RegistryError(f"Consul at {self.address} sent no index: {error}") from error
-        return latest, self._read(service, answer[1], self.namespace)
+    async def _query(self, service: str, index: int | None) -> tuple[int, Snapshot, str | None]:
+        answer = await self._agent.health(service, dc=self._url.dc, tag=self._url.tag, index=index)
+        return answer.index, self._snapshot(service, answer), answer.old
 
-    def _client(self) -> consul.aio.Consul:
-        if self._consul is None:
-            raise RegistryError(f"{self!r} is used outside its 'async with' block")
-        return self._consul
-
-    async def _put(self, instance: Instance) -> None:
-        wanted = consul_record.registration(instance, self._lease)
-        await self._ask(self._client().agent.service.register(**wanted))
-
-    async def _entries(self, service: str, *, passing: bool) -> Any:
-        answer = await self._ask(self._client().health.service(service, passing=passing))
-        return answer[1]
-
-    async def _live_checks(self, instance: Instance) -> frozenset[str]:
-        """Return the ids of the instance's checks, if this agent has it and its lease lives."""
-        expression = f"ServiceID == {json.dumps(consul_record.service_id(instance))}"
-        checks = await self._ask(self._client().agent.checks(filter_expr=expression)) or {}
-        return frozenset(id_ for id_, check in checks.items() if check.get("Status") != "critical")
-
-    def _read(self, service: str, entries: Any, namespace: str) -> tuple[Instance, ...]:
-        """Read the entries of one namespace; those that can't be used are skipped."""
-        instances: dict[str, Instance] = {}
-        unusable = []
-        if not isinstance(entries, list):
-            raise RegistryError(f"Consul at {self.address} sent no list of {service!r}")
-        for entry in entries:
-            try:
-                instance = consul_record.read(entry)
-            except ValueError as error:
-                unusable.append(str(error))
-                continue
-            known = instances.get(instance.id)
-            # The same id at two agents: the process moved, the older record will run out.
-            if instance.namespace == namespace and (
-                known is None or known.incarnation <= instance.incarnation
+    async def _own(self, instance: Instance) -> Any:
+        """Return the agent's own record of the instance, as it is; None: it has none."""
+        ours = consul_record.service_id(instance)
+        theirs = instance.id if instance.namespace == FOREIGN_NAMESPACE else ours
+        for service in await self._agent.services(*dict.fromkeys((ours, theirs))):
+            if service.get("Service") == instance.service and (
+                service.get("ID") == ours or not consul_meta.is_ours(service.get("Meta"))
             ):
-                instances[instance.id] = instance
-        self._complain(service, frozenset(unusable))
-        return tuple(instances[id_] for id_ in sorted(instances))
+                return service
+        return None
 
-    def _complain(self, service: str, unusable: frozenset[str]) -> None:
-        """Warn of records that cannot be used, once until they are others."""
-        if unusable != self._complained.pop(service, frozenset()) and unusable:
-            log.warning("%r in Consul: skipped %s", service, "; ".join(sorted(unusable)))
-        if unusable:
-            self._complained[service] = unusable
+    async def _put(self, instance: Instance, known: Instance | None, *, is_new: bool) -> None:
+        """Register the instance, and start its lease."""
+        ids = consul_record.check_ids(instance)
+        wanted = consul_record.registration(
+            instance, self._lease, tags=self._url.tags, check_every=self._check_every
+        )
+        asked_at = self._clock.now()
+        keeps_checks = known is not None and consul_record.check_ids(known) == ids
+        await self._agent.register(consul_record.without_checks(wanted) if keeps_checks else wanted)
+        if instance.permanent:
+            return
+        check = consul_record.lease_id(instance)
+        # Of a check that is registered again Consul keeps the status: a lease that ran out, too.
+        if not is_new and not await self._agent.pass_check(check):
+            await self._agent.register(wanted)
+        self._renewed[check] = asked_at
 
-    async def _ask(self, request: Awaitable[T], within: float = ASK_WITHIN) -> T:
-        try:
-            async with asyncio.timeout(within):
-                return await request
-        except consul.ConsulException as error:
-            raise RegistryError(f"Consul at {self.address} refused: {error}") from error
-        except TimeoutError as error:
+    async def _lives(self, instance: Instance, check: str) -> bool:
+        found = await self._agent.checks(consul_record.service_id(instance))
+        return check in found and found[check].get("Status") != "critical"
+
+    async def _mark(self, instance: Instance, state: State) -> None:
+        service = await self._own(instance)
+        if service is None:
+            await self._refuse_elsewhere(instance)
+            return
+        is_ours = consul_meta.is_ours(service.get("Meta"))
+        if is_ours and service["Meta"].get("state") != state.value:
+            await self._agent.register(consul_record.marked(service, state))
+        if state is State.ACTIVE or not is_ours:
+            # What others registered may be more than is seen here, so it is not written anew.
+            enable = "true" if state is State.DRAINING else "false"
+            await self._agent.ask(
+                self._agent.client.agent.service.maintenance(service["ID"], enable, "meshrpc drain")
+            )
+
+    async def _refuse_elsewhere(self, instance: Instance) -> None:
+        """Raise for an instance that another agent has: only that one can change it."""
+        answer = await self._agent.health(instance.service, dc=self._url.dc)
+        entries = consul_entry.read_all(answer.entries, instance.namespace).entries
+        nodes = {each.node for each in entries if each.instance.id == instance.id} - {""}
+        if nodes and (own := await self._agent.node()) is not None and own not in nodes:
             raise RegistryError(
-                f"cannot reach Consul at {self.address}: no answer in {within:g} s"
-            ) from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise RegistryError(
-                f"cannot reach Consul at {self.address}: {_cause(error)}; is it running?"
-            ) from error
+                f"instance {instance.id!r} of {instance.service!r} is registered with the Consul "
+                f"agent of {', '.join(sorted(nodes))}, not with that of {own}: ask that one"
+            )
+
+    def _snapshot(self, service: str, answer: Answer) -> Snapshot:
+        """Read the records of this namespace, and warn of those that can't be used once."""
+        snapshot = consul_entry.read_all(answer.entries, self.namespace).snapshot(service)
+        if snapshot.skipped and snapshot.skipped != self._complained.get(service):
+            log.warning("%r in Consul: skipped %s", service, "; ".join(snapshot.skipped))
+        self._complained[service] = snapshot.skipped
+        if not snapshot.skipped:
+            del self._complained[service]
+        return snapshot
 
 
-def _parse(url: str) -> tuple[str, int, str | None, str | None]:
-    """Return host, port, datacenter and token. The token is never shown: errors leave it out."""
-    shown = url.partition("?")[0]
+def _read(service: Any) -> Instance | None:
+    """Read a record of the agent's own; None: there is none, or none that can be read."""
     try:
-        parts = urllib.parse.urlsplit(url)
-        host, port = parts.hostname, parts.port or DEFAULT_PORT
-    except ValueError as error:
-        raise SettingsError(f"registry {shown!r}: {error}") from error
-    if not host or parts.path not in ("", "/") or "@" in parts.netloc:
-        raise SettingsError(f"registry {shown!r}: expected consul://HOST:PORT[/?dc=DC&token=TOKEN]")
-    options = dict(urllib.parse.parse_qsl(parts.query))
-    dc, token = options.pop("dc", None), options.pop("token", None)
-    if options:
-        unknown = ", ".join(sorted(options))
-        raise SettingsError(f"registry {shown!r}: unknown option {unknown}; there are dc and token")
-    return f"[{host}]" if ":" in host else host, port, dc, token
+        return None if service is None else consul_entry.read_service(service)
+    except ValueError:
+        return None
 
 
-def _cause(error: BaseException) -> str:
-    """Say in few words why a connection failed."""
-    system = getattr(error, "os_error", error)
-    if isinstance(system, OSError) and system.errno is not None and system.errno > 0:
-        return os.strerror(system.errno).lower()
-    return str(error) or type(error).__name__
+def _refuse_older(instance: Instance, known: Iterable[Instance]) -> None:
+    for each in known:
+        if each.id == instance.id and each.incarnation > instance.incarnation:
+            raise StaleIncarnation(
+                f"instance {instance.id!r} of {instance.service!r}: incarnation "
+                f"{instance.incarnation} comes after {each.incarnation}"
+            )

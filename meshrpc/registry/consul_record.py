@@ -1,38 +1,27 @@
-"""An instance as Consul stores it: a service, a little metadata, and a check for the lease.
+"""An instance as Consul is told of it: a service, its metadata, and checks of lease and health.
 
-What Consul has fields for stands there (name, address, weight); the rest is `Meta`, one key
-each, labels as `label-NAME`, the figures of its load as `load-NAME`. Consul knows no namespaces (its free edition) and wants ids unique
-per agent, so the id it sees is `namespace:service:id`. What others registered, without our
-metadata, is an instance of namespace `default` under the id it has.
-
-Pure, and strict: a record that cannot be used is a `ValueError` that says why.
+Consul knows no namespaces (its free edition) and wants ids unique per agent, so the id it sees is
+`namespace:service:id`. Pure; `consul_entry` reads what becomes of it.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
-from meshrpc.load_report import LoadReport
+from meshrpc.registry import consul_meta
 from meshrpc.registry.instance import Health, Instance, State
+from meshrpc.registry.registry import LEASE
 from meshrpc.settings import parse_address
-
-FOREIGN_NAMESPACE = "default"
-"""Where instances belong that were not registered by meshrpc."""
 
 REAP_AFTER = "1m"
 """How long Consul keeps a record whose lease ran out; a minute is its minimum. Nobody sees it."""
-
-_LABEL = "label-"
-_LOAD = {
-    "load-utilization": "utilization",
-    "load-rps": "rps",
-    "load-eps": "eps",
-    "load-queue-seconds": "queue_time",
-    "load-cpu": "cpu",
-}
+CHECK_EVERY = 10.0
+"""Seconds between two of the agent's health checks of an instance."""
+CHECK_WITHIN = 5.0
+"""Seconds until such a check has failed, unless the next one is due sooner."""
+HEAVIEST = 65535
+"""The largest weight Consul takes; it serves its DNS answers. Ours stands in the metadata."""
 
 
 def service_id(instance: Instance) -> str:
@@ -40,121 +29,117 @@ def service_id(instance: Instance) -> str:
     return f"{instance.namespace}:{instance.service}:{instance.id}"
 
 
-def check_id(instance: Instance) -> str:
+def lease_id(instance: Instance) -> str:
     """Return the id of the check that is the lease: another one for each incarnation."""
-    return f"lease:{service_id(instance)}:{instance.incarnation}"
+    return lease_of(service_id(instance), instance.incarnation)
 
 
-def registration(instance: Instance, lease: float) -> dict[str, Any]:
-    """Return the arguments of `agent.service.register` for the instance."""
-    host, port = parse_address(instance.address)
-    meta = {
-        "id": instance.id,
-        "namespace": instance.namespace,
-        "version": instance.version,
-        "zone": instance.zone,
-        "pid": instance.pid,
-        "incarnation": instance.incarnation,
-        "weight": instance.weight,
-        "state": instance.state.value,
-        **({} if instance.load is None else _load_meta(instance.load)),
-        **{_LABEL + _encode(name): text for name, text in instance.labels.items()},
+def lease_of(service_id: str, incarnation: int) -> str:
+    """Return the id of the lease of a service that has this id."""
+    return f"lease:{service_id}:{incarnation}"
+
+
+def health_id(instance: Instance) -> str:
+    """Return the id of the agent's health check.
+
+    Consul keeps the status of a check that is registered again, so another incarnation, or
+    another address, has another check.
+    """
+    return health_of(service_id(instance), instance.incarnation, instance.address)
+
+
+def health_of(service_id: str, incarnation: int, address: str) -> str:
+    """Return the id of the health check of a service that has this id."""
+    return f"health:{service_id}:{incarnation}:{address}"
+
+
+def checks(
+    instance: Instance, lease: float = LEASE, check_every: float = CHECK_EVERY
+) -> list[dict[str, Any]]:
+    """Return the checks of an instance: of its health, and of its lease.
+
+    The lease alone lets Consul remove the record. An instance that keeps its lease and fails the
+    other check, one without a health service for example, would come back at once, and go again.
+
+    A permanent one has no lease. Whether somebody listens at all is a check of its own: Consul
+    passes a change of status on at once, and what a check said, which tells a server without a
+    health service from a dead one, only within minutes.
+    """
+    every = {"Interval": f"{check_every:g}s", "Timeout": f"{min(CHECK_WITHIN, check_every):g}s"}
+    health = {
+        "CheckID": health_id(instance),
+        "Name": "meshrpc health",
+        "GRPC": instance.address,
+        "Status": "critical" if instance.health is Health.NOT_SERVING else "passing",
+        **every,
     }
-    check = {
-        "CheckID": check_id(instance),
+    if instance.permanent:
+        # Nobody vouches for it, so until it was looked at it is neither.
+        health["Status"] = "warning"
+        connects = {
+            "CheckID": health_id(instance).replace("health", "connects", 1),
+            "Name": "meshrpc connects",
+            "TCP": instance.address,
+            "Status": "passing",
+            **every,
+        }
+        return [health, connects]
+    held = {
+        "CheckID": lease_id(instance),
         "Name": "meshrpc lease",
         "TTL": f"{lease:g}s",
         "Status": "passing",  # at once: the default is critical until the first renewal
         "DeregisterCriticalServiceAfter": REAP_AFTER,
     }
+    return [held, health]
+
+
+def check_ids(instance: Instance) -> tuple[str, ...]:
+    """Return the ids of all checks of an instance."""
+    return tuple(check["CheckID"] for check in checks(instance))
+
+
+def registration(
+    instance: Instance,
+    lease: float,
+    *,
+    tags: tuple[str, ...] = (),
+    check_every: float = CHECK_EVERY,
+) -> dict[str, Any]:
+    """Return the arguments of `agent.service.register` for the instance, with its checks."""
+    host, port = parse_address(instance.address)
+    first, *more = checks(instance, lease, check_every)
     return {
         "name": instance.service,
         "service_id": service_id(instance),
         "address": host.strip("[]"),
         "port": port,
-        "meta": {key: str(value) for key, value in meta.items() if value is not None},
-        "weights": {"Passing": instance.weight, "Warning": 1},
-        "check": check,
+        "tags": list(tags),
+        "meta": consul_meta.write(instance),
+        "weights": {"Passing": min(instance.weight, HEAVIEST), "Warning": 1},
+        "check": first,
+        "extra_checks": more,
         "replace_existing_checks": True,
     }
 
 
-def read(entry: Any) -> Instance:
-    """Read one entry of `/v1/health/service`: a node, a service on it, and their checks.
+def without_checks(registration: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same registration leaving the checks that Consul has alone.
 
-    Raises:
-        ValueError: it cannot be called, or is not what Consul sends.
+    So it neither revives a lease that ran out nor forgets what the agent found.
     """
-    try:
-        return _read(entry["Service"], (entry.get("Node") or {}).get("Address"))
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"not an entry of Consul's: {type(error).__name__} {error}") from error
+    left = ("check", "extra_checks", "replace_existing_checks")
+    return {name: value for name, value in registration.items() if name not in left}
 
 
-def read_service(service: Any) -> Instance:
-    """Read one service of `/v1/agent/services`; raises as `read` does."""
-    return read({"Service": service})
-
-
-def _read(service: Mapping[str, Any], node_address: Any) -> Instance:
-    meta: Mapping[str, str] = service.get("Meta") or {}
-    weight = meta.get("weight") or (service.get("Weights") or {}).get("Passing")
-    return Instance(
-        id=_text(meta.get("id") or service["ID"], "id"),
-        service=_text(service["Service"], "service"),
-        address=_address(service.get("Address") or node_address, service.get("Port")),
-        namespace=meta.get("namespace") or FOREIGN_NAMESPACE,
-        version=meta.get("version") or None,
-        zone=meta.get("zone") or None,
-        weight=max(1, int(weight or 1)),
-        labels=MappingProxyType(
-            {
-                _decode(key.removeprefix(_LABEL)): text
-                for key, text in meta.items()
-                if key.startswith(_LABEL)
-            }
-        ),
-        pid=int(meta["pid"]) if meta.get("pid") else None,
-        incarnation=int(meta.get("incarnation") or 0),
-        health=Health.SERVING,  # only instances whose checks pass are read
-        state=State.DRAINING if meta.get("state") == State.DRAINING.value else State.ACTIVE,
-        load=_load(meta),
-    )
-
-
-def _load_meta(load: LoadReport) -> dict[str, float]:
-    return {key: getattr(load, name) for key, name in _LOAD.items()}
-
-
-def _load(meta: Mapping[str, str]) -> LoadReport | None:
-    if not all(key in meta for key in _LOAD):
-        return None
-    try:
-        return LoadReport(**{name: float(meta[key]) for key, name in _LOAD.items()})
-    except ValueError:
-        return None  # it can be called all the same
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{value!r} is no {what}")
-    return value
-
-
-def _address(host: Any, port: Any) -> str:
-    host = _text(host, "host")
-    if not isinstance(port, int) or not 1 <= port <= 65535:
-        raise ValueError(f"{port!r} is no port")
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-# Consul's metadata keys have letters, digits, '-' and '_'. Any other byte of a label's name
-# becomes `_xHH_`; a '_' before an 'x' becomes one too, so that nothing else reads like that.
-def _encode(name: str) -> str:
-    escaped = re.sub(rb"[^A-Za-z0-9_-]|_(?=x)", lambda m: b"_x%02X_" % ord(m[0]), name.encode())
-    return escaped.decode("ascii")
-
-
-def _decode(key: str) -> str:
-    name = re.sub(rb"_x([0-9A-F]{2})_", lambda m: bytes([int(m[1], 16)]), key.encode())
-    return name.decode("utf-8")
+def marked(service: Mapping[str, Any], state: State) -> dict[str, Any]:
+    """Return the arguments that register a service of the agent's again with another state."""
+    return {
+        "name": service["Service"],
+        "service_id": service["ID"],
+        "address": service.get("Address"),
+        "port": service.get("Port"),
+        "tags": service.get("Tags"),
+        "meta": {**(service.get("Meta") or {}), "state": state.value},
+        "weights": service.get("Weights"),
+    }

@@ -2,7 +2,7 @@
 
 Consul answers a query that carries the index of the last answer only when something may have
 changed, or when the wait is over. Its rules for clients are kept here: an index that goes
-backwards is forgotten, one below 1 counts as 1, queries have a least distance, and errors are
+backwards is forgotten, one below 1 counts as 1, queries come out of a token bucket, and errors are
 answered with a growing, jittered wait. What was known stays known while Consul does not answer.
 """
 
@@ -14,19 +14,22 @@ from collections.abc import Awaitable, Callable
 
 from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.errors import RegistryError
+from meshrpc.limits.token_bucket import TokenBucket
 from meshrpc.registry.backoff import backoff
-from meshrpc.registry.instance import Instance
 from meshrpc.registry.registry import Snapshot, Watch
 
-QUERY_EVERY = 0.1
-"""Seconds between two queries, at least: a busy service must not become a storm of them."""
+QUERIES_AT_ONCE = 4
+"""Queries without a pause between them: that many changes in a row are seen at once each;"""
+QUERIES_PER_SECOND = 2.0
+"""and after them so many a second: a busy service must not become a storm of queries."""
 WARN_EVERY = 60.0
 """Seconds between two warnings of one outage."""
 
 log = logging.getLogger(__name__)
 
-Query = Callable[[str, int | None], Awaitable[tuple[int, tuple[Instance, ...]]]]
-"""Ask for a service, with the last index or at once: the index, and the instances by id."""
+Query = Callable[[str, int | None], Awaitable[tuple[int, Snapshot, str | None]]]
+"""Ask for a service, with the last index or at once: the index, what there is, and why that may
+be old, if so."""
 
 
 class FollowedService:
@@ -43,15 +46,26 @@ class FollowedService:
     ) -> None:
         self.service = service
         self.last: Snapshot | None = None
+        self.silent: str | None = None
+        """Why Consul does not answer just now, or not with what there is just now."""
         self._query = query
         self._on_idle = on_idle
         self._rng = rng
         self._clock = clock
+        self._bucket = TokenBucket(QUERIES_PER_SECOND, QUERIES_AT_ONCE)
+        self._failures = 0
+        self._warned_at: float | None = None
+        self._waits_for_change = False
         self._watches: list[_ConsulWatch] = []
 
     def __repr__(self) -> str:
         known = "nothing yet" if self.last is None else f"instances={len(self.last.instances)}"
         return f"<FollowedService {self.service} watches={len(self._watches)} {known}>"
+
+    @property
+    def waits_for_change(self) -> bool:
+        """Whether the query that runs is answered only once something changes."""
+        return self._waits_for_change
 
     def watch(self, on_snapshot: Callable[[Snapshot], None]) -> Watch:
         """Add a watch; it is told at once what is known."""
@@ -68,33 +82,43 @@ class FollowedService:
                 self._on_idle(self)
 
     async def follow(self) -> None:
-        """Ask for ever what changed, and tell the watches."""
+        """Ask for ever what changed, and tell the watches. Begins without an index."""
         index: int | None = None
-        failures = 0
-        warned_at: float | None = None
         while True:
-            asked_at = self._clock.now()
+            while (pause := self._bucket.take(self._clock.now())) > 0:
+                await self._clock.sleep(pause)
+            self._waits_for_change = index is not None
             try:
-                latest, instances = await self._query(self.service, index)
-            except RegistryError as error:
-                failures += 1
+                latest, snapshot, old = await self._query(self.service, index)
+            except Exception as error:
+                if not isinstance(error, RegistryError):
+                    log.exception("watching %r failed; trying again", self.service)
+                self._failed(error)
                 # A Consul that was restarted counts from the start: ask what there is now.
                 index = None
-                if warned_at is None or asked_at - warned_at >= WARN_EVERY:
-                    warned_at = asked_at
-                    log.warning("watching %r: %s; trying again", self.service, error)
-                await self._clock.sleep(backoff(failures, self._rng))
+                await self._clock.sleep(backoff(self._failures, self._rng))
                 continue
-            if failures:
-                failures = 0
+            finally:
+                self._waits_for_change = False
+            if self._failures:
+                self._failures = 0
                 log.info("watching %r: Consul answers again", self.service)
+            self.silent = old
             latest = max(1, latest)
             index = None if index is not None and latest < index else latest
-            self._publish(Snapshot(self.service, instances))
-            await self._clock.sleep(max(0.0, asked_at + QUERY_EVERY - self._clock.now()))
+            self._publish(snapshot)
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        self.silent = str(error) or type(error).__name__
+        now = self._clock.now()
+        if self._warned_at is None or now - self._warned_at >= WARN_EVERY:
+            self._warned_at = now
+            log.warning("watching %r: %s; trying again", self.service, error)
 
     def _publish(self, snapshot: Snapshot) -> None:
-        if snapshot != self.last:
+        # Whom it skipped is news too, though snapshots that differ in nothing else are equal.
+        if self.last is None or (snapshot, snapshot.skipped) != (self.last, self.last.skipped):
             self.last = snapshot
             for watch in tuple(self._watches):
                 self._deliver(watch)
@@ -115,6 +139,10 @@ class _ConsulWatch:
 
     def __repr__(self) -> str:
         return f"<ConsulWatch of {self._followed!r}>"
+
+    def why_silent(self) -> str | None:
+        """Why Consul does not answer just now; None while it does."""
+        return self._followed.silent
 
     def close(self) -> None:
         self._followed.unwatch(self)

@@ -1,115 +1,78 @@
-"""One name in DNS as a registry: `dns://payments.example.com:443`, for servers outside the mesh.
+"""DNS as a registry: names looked up as long as somebody watches them, at the pace of their TTL.
 
-Each address the name has (A and AAAA, by the system's resolver) is an instance, with the address
-as its id. The name is resolved again every `RESOLVE_EVERY` seconds, and sooner after an error; what
-was known stays known while it cannot be resolved. It knows nobody's health and registers
-nobody. Ports from SRV records and the lifetimes that DNS gives its answers are not looked at.
+As `registry=` every service is a name in a domain, in Kubernetes or at Consul's own DNS port; as
+a channel's target it is one name, of a server outside the mesh. An instance's id is its address.
+DNS knows nobody's health, can list no services, and registers nobody.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import ipaddress
-import logging
 import random
-import re
-import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from meshrpc.clock import SYSTEM_CLOCK, Clock
-from meshrpc.errors import RegistryError, SettingsError
-from meshrpc.registry.backoff import backoff
+from meshrpc.errors import RegistryError
+from meshrpc.registry.dns_url import Domain, Question, Target
+from meshrpc.registry.dns_watch import FollowedName, instances
+from meshrpc.registry.finding import Finding, Problem
 from meshrpc.registry.instance import Instance
 from meshrpc.registry.read_only import ReadOnly
 from meshrpc.registry.registry import Snapshot, Watch
-from meshrpc.settings import parse_address
+from meshrpc.registry.static import ToldWatch
 
-SCHEME = "dns:"
-EXAMPLE = "dns://payments.example.com:443"
-
-RESOLVE_EVERY = 30.0
-"""Seconds between two resolutions: as often as gRPC asks at most, and resolvers keep answers."""
-WARN_EVERY = 60.0
-"""Seconds between two warnings of one outage."""
-
-# `dns://host:port`, or as gRPC writes it, `dns:host:port` and `dns:///host:port`.
-_URL = re.compile(r"dns:(?:///?)?(?P<address>[^/?#]+)")
-
-log = logging.getLogger(__name__)
-
-Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Return the IP addresses of a host (and port); raise an OSError that says why there are none."""
+if TYPE_CHECKING:
+    from meshrpc.registry.dns_client import DnsClient
+    from meshrpc.registry.dns_lookup import Found
 
 
-def parse(url: str) -> tuple[str, int]:
-    """Return the host and the port that a `dns:` URL names.
-
-    Raises:
-        SettingsError: it names none.
-    """
-    match = _URL.fullmatch(url.strip())
-    if match is None:
-        raise SettingsError(f"{url!r}: expected a host and a port as in {EXAMPLE}")
-    try:
-        host, port = parse_address(match["address"])
-    except ValueError as error:
-        raise SettingsError(f"{url!r}: {error}; expected one as in {EXAMPLE}") from error
-    if port == 0:
-        raise SettingsError(f"{url!r}: the port is 1 to 65535")
-    return host, port
+class _Lookup(Protocol):
+    async def run(self) -> Found: ...
 
 
-async def resolve(host: str, port: int) -> Sequence[str]:
-    """Ask the system's resolver, in a thread."""
-    loop = asyncio.get_running_loop()
-    answers = await loop.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in answers]
+MakeLookup = Callable[[Question], _Lookup]
 
 
 class DnsRegistry(ReadOnly):
-    """The addresses that one host has, as instances of one service.
+    """The services that DNS has names for.
 
     Args:
-        url: `dns://HOST:PORT`; it is also the name of the only service there is.
-        namespace: what the instances say they belong to.
-        clock: the time between resolutions.
-        rng: the jitter after errors.
-        resolve: what is asked for the host's addresses.
-
-    Raises:
-        SettingsError: `url` names no host and port.
+        asks: what is asked: a `Domain` for `registry=`, a `Target` for a channel.
+        namespace: what the instances say they belong to; `{namespace}` in a domain.
+        clock: the time between lookups.
+        rng: their jitter.
+        client: who carries questions to servers; by default to those that `asks` says.
+        make_lookup: what looks one service up; by default with `client`.
     """
 
     because = "a dns: registry only looks names up and registers nobody"
 
     def __init__(
         self,
-        url: str,
+        asks: Domain | Target,
         namespace: str = "default",
         *,
         clock: Clock = SYSTEM_CLOCK,
         rng: random.Random | None = None,
-        resolve: Resolve = resolve,
+        client: DnsClient | None = None,
+        make_lookup: MakeLookup | None = None,
     ) -> None:
         self.namespace = namespace
-        self._service = url
-        self._host, self._port = parse(url)
-        self.authority = f"{self._host}:{self._port}"
+        self.authority = asks.authority
+        self._asks = asks
         self._clock = clock
         self._rng = rng or random.Random()
-        self._resolve = resolve
-        self._last: Snapshot | None = None
-        self._failure: str | None = None
-        self._watches: list[_DnsWatch] = []
-        self._follower: asyncio.Task[None] | None = None
+        self._client = client
+        self._make_lookup = make_lookup or self._lookup
+        self._followed: dict[str, tuple[FollowedName, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        known = "nothing yet" if self._last is None else f"instances={len(self._last.instances)}"
-        return f"<DnsRegistry {self.authority} watches={len(self._watches)} {known}>"
+        return f"<DnsRegistry {self._asks} {self.namespace} watching={len(self._followed)}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -121,122 +84,87 @@ class DnsRegistry(ReadOnly):
         traceback: TracebackType | None,
     ) -> None:
         """End every watch, and wait for what they did in the background."""
-        for watch in tuple(self._watches):
-            watch.close()
+        self._followed.clear()
+        for task in self._tasks:
+            task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     async def services(self) -> tuple[str, ...]:
-        """Return the URL: there is no other service."""
-        return (self._service,)
+        """Return a channel's URL; raise `RegistryError` for a domain: DNS cannot list."""
+        return self._asks.services()
 
     async def instances(self, service: str) -> tuple[Instance, ...]:
-        """Return what the name resolves to now; nothing for another service.
+        """Return what DNS has for the service now.
 
         Raises:
-            RegistryError: it does not resolve.
+            RegistryError: it does not answer.
         """
-        return (await self._look_up()).instances if service == self._service else ()
+        return (await self._snapshot(service)).instances
+
+    async def findings(self, service: str) -> tuple[Finding, ...]:
+        """Return the records that cannot be used."""
+        skipped = (await self._snapshot(service)).skipped
+        return tuple(Finding(Problem.BAD_RECORD, service, "", line) for line in skipped)
 
     def watch(self, service: str, on_snapshot: Callable[[Snapshot], None]) -> Watch:
-        """Call `on_snapshot` with what the name resolves to, and with each change of it.
+        """Call `on_snapshot` when DNS answers, and with each change; at once when it has.
 
         This needs a running loop, but not that the registry was entered. Leaving it waits for
-        the end of the task that resolves for all watches.
+        the end of the task that looks the name up for all watches.
         """
-        watch = _DnsWatch(self, on_snapshot)
-        if service != self._service:
-            watch.deliver(Snapshot(service, ()))
-            return watch
-        self._watches.append(watch)
-        if self._follower is None:
-            self._follower = asyncio.create_task(self._follow(), context=contextvars.Context())
-            self._tasks.add(self._follower)
-            self._follower.add_done_callback(self._tasks.discard)
-        if self._last is not None:
-            watch.deliver(self._last)
-        return watch
+        question = self._asks.question(service, self.namespace)
+        if question is None:
+            on_snapshot(Snapshot(service, ()))
+            return ToldWatch()
+        if service not in self._followed:
+            self._follow(service, question)
+        return self._followed[service][0].watch(on_snapshot)
 
-    def unwatch(self, watch: _DnsWatch) -> None:
-        """Forget a watch; after the last one the name is resolved no more."""
-        if watch in self._watches:
-            self._watches.remove(watch)
-            if not self._watches and self._follower is not None:
-                self._follower.cancel()
-                self._follower = None
-
-    def failure(self) -> str | None:
-        """Return why the last resolution failed; None when it did not."""
-        return self._failure
-
-    async def _follow(self) -> None:
-        failures = 0
-        warned_at: float | None = None
-        while True:
-            try:
-                snapshot = await self._look_up()
-            except RegistryError as error:
-                failures += 1
-                self._failure = str(error)
-                now = self._clock.now()
-                if warned_at is None or now - warned_at >= WARN_EVERY:
-                    warned_at = now
-                    log.warning("%s: %s; trying again", self._service, error)
-                await self._clock.sleep(backoff(failures, self._rng))
-                continue
-            if failures:
-                log.info("%s: %s can be resolved again", self._service, self._host)
-            failures, warned_at, self._failure = 0, None, None
-            if snapshot != self._last:
-                self._last = snapshot
-                for watch in tuple(self._watches):
-                    watch.deliver(snapshot)
-            await self._clock.sleep(RESOLVE_EVERY)
-
-    async def _look_up(self) -> Snapshot:
-        try:
-            found = await self._resolve(self._host, self._port)
-            addresses = sorted({_address(text, self._port) for text in found})
-        except Exception as error:  # whatever a resolver raises: the next time may be better
-            raise RegistryError(f"{self._host!r} cannot be resolved: {error}") from error
-        if not addresses:
-            raise RegistryError(f"{self._host!r} cannot be resolved: it has no address")
-        return Snapshot(
-            self._service,
-            tuple(
-                Instance(
-                    id=address, service=self._service, address=address, namespace=self.namespace
-                )
-                for address in addresses
-            ),
+    def _follow(self, service: str, question: Question) -> None:
+        followed = FollowedName(
+            service,
+            partial(self._look, service, self._make_lookup(question)),
+            may_be_unknown=isinstance(self._asks, Domain),
+            on_idle=self._unfollow,
+            rng=self._rng,
+            clock=self._clock,
         )
+        task = asyncio.create_task(followed.follow(), context=contextvars.Context())
+        self._followed[service] = followed, task
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
+    def _unfollow(self, followed: FollowedName) -> None:
+        known = self._followed.get(followed.service)
+        if known is not None and known[0] is followed:
+            del self._followed[followed.service]
+            known[1].cancel()
 
-def _address(text: str, port: int) -> str:
-    literal = ipaddress.ip_address(text)
-    return f"[{literal}]:{port}" if literal.version == 6 else f"{literal}:{port}"
+    async def _snapshot(self, service: str) -> Snapshot:
+        question = self._asks.question(service, self.namespace)
+        if question is None:
+            return Snapshot(service, ())
+        snapshot, _ = await self._look(service, self._make_lookup(question))
+        return snapshot
 
-
-class _DnsWatch:
-    def __init__(self, registry: DnsRegistry, on_snapshot: Callable[[Snapshot], None]) -> None:
-        self._registry = registry
-        self._on_snapshot: Callable[[Snapshot], None] | None = on_snapshot
-
-    def __repr__(self) -> str:
-        return f"<DnsWatch of {self._registry!r}>"
-
-    def close(self) -> None:
-        self._on_snapshot = None
-        self._registry.unwatch(self)
-
-    def why_silent(self) -> str | None:
-        """Return why there has been no snapshot yet, as far as is known."""
-        return self._registry.failure()
-
-    def deliver(self, snapshot: Snapshot) -> None:
-        if self._on_snapshot is None:
-            return
+    async def _look(self, service: str, lookup: _Lookup) -> tuple[Snapshot, float]:
         try:
-            self._on_snapshot(snapshot)
-        except Exception:
-            log.exception("a watch of %s failed; it will be called again", snapshot.service)
+            found = await lookup.run()
+        except RegistryError:
+            raise
+        except Exception as error:  # whatever a library raises: the next time may be better
+            raise RegistryError(
+                f"{service!r} cannot be resolved: {type(error).__name__}: {error}"
+            ) from error
+        listed = instances(found.weights, service, self.namespace)
+        return Snapshot(service, listed, skipped=found.skipped), found.ttl
+
+    def _lookup(self, question: Question) -> _Lookup:
+        # Here and not sooner: a process that asks no DNS need not load all that reads it.
+        from meshrpc.registry.dns_client import DnsClient  # noqa: PLC0415
+        from meshrpc.registry.dns_lookup import Lookup  # noqa: PLC0415
+
+        if self._client is None:
+            self._client = DnsClient(self._asks.server, clock=self._clock)
+        return Lookup(question, self._client)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import grpc
 
 from meshrpc.errors import RegistryError, StaleIncarnation
+from meshrpc.registry.finding import Finding, Problem
 from meshrpc.registry.instance import Instance
 from meshrpc.registry.registry import LEASE, Snapshot, Watch
 from meshrpc.v1 import registry_pb2, registry_pb2_grpc
@@ -23,6 +24,7 @@ CALL_WITHIN = 5.0
 ACKNOWLEDGE_WITHIN = 5.0
 """Seconds that `deregister` waits for callers to let go."""
 
+_PROBLEMS = frozenset(Problem)
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 T = TypeVar("T")
@@ -108,6 +110,13 @@ class EmbeddedRegistry:
         )
         await self._call(lambda stub: stub.Drain(request, timeout=CALL_WITHIN))
 
+    async def undrain(self, instance: Instance) -> None:
+        """Take the mark back."""
+        request = registry_pb2.UndrainRequest(
+            namespace=instance.namespace, service=instance.service, id=instance.id
+        )
+        await self._call(lambda stub: stub.Undrain(request, timeout=CALL_WITHIN))
+
     async def deregister(self, instance: Instance) -> None:
         """Remove the record; return once every caller let go of it, or after 5 s."""
         request = registry_pb2.DeregisterRequest(
@@ -131,6 +140,24 @@ class EmbeddedRegistry:
         answer = await self._call(lambda stub: stub.ListInstances(request, timeout=CALL_WITHIN))
         return tuple(map(Instance.from_wire, answer.instances))
 
+    async def findings(self, service: str) -> tuple[Finding, ...]:
+        """Return what control knows to be wrong with the service's records.
+
+        A control service of an earlier release knows nothing of it.
+        """
+        request = registry_pb2.ListFindingsRequest(namespace=self._namespace, service=service)
+        try:
+            answer = await self._call(lambda stub: stub.ListFindings(request, timeout=CALL_WITHIN))
+        except _RefusedError as refused:
+            if refused.code is grpc.StatusCode.UNIMPLEMENTED:
+                return ()
+            raise
+        return tuple(
+            Finding(Problem(one.problem), service, one.id, one.detail)
+            for one in answer.findings
+            if one.problem in _PROBLEMS  # a later release may know more of them
+        )
+
     def watch(self, service: str, on_snapshot: Callable[[Snapshot], None]) -> Watch:
         """Call `on_snapshot` with the first snapshot and with each later one."""
         return self._subscription.watch_instances(service, on_snapshot)
@@ -139,13 +166,16 @@ class EmbeddedRegistry:
         address = self._subscription.address  # the stream may move while the call runs
         try:
             stub = registry_pb2_grpc.RegistryStub(self._subscription.channel)
-            return await method(stub)
+            answer = await method(stub)
         except grpc.aio.AioRpcError as error:
             if error.code() in _AWAY:
                 raise RegistryError(self._subscription.unreachable(address, error)) from error
             raise _RefusedError(address, error) from error
         except grpc.aio.UsageError as error:
             raise RegistryError(f"the connection to control at {address} is closed") from error
+        if answer is None:  # what grpcio makes of bytes that are no such message
+            raise RegistryError(f"what answers at {address} is no control service of ours")
+        return answer
 
 
 class _RefusedError(RegistryError):

@@ -21,10 +21,17 @@ class Health(enum.StrEnum):
 
 
 class State(enum.StrEnum):
-    """Where an instance is in its life, as far as the one who lists it knows."""
+    """Where an instance is in its life, as far as the one who lists it knows.
+
+    Registries know the first two; the others are what a process that calls makes of it.
+    """
 
     ACTIVE = "active"
     DRAINING = "draining"
+    HELD = "held"
+    """The registry has it no more, which is doubted: it is called on."""
+    EJECTED = "ejected"
+    """It failed, and is left out for a while."""
 
 
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
@@ -59,6 +66,18 @@ class Instance:
     state: State = State.ACTIVE
     load: LoadReport | None = field(default=None, hash=False)
     """How busy it last said it was; None: it reports none."""
+    permanent: bool = False
+    """Whether it was registered by hand: without a lease, and checked by the registry itself."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it registered itself through meshrpc: it renews its lease, and knows its id."""
+        return self.pid is not None
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether it may be chosen for calls, as far as its record goes: it is not leaving."""
+        return self.state is not State.DRAINING
 
     def has_labels(self, labels: Mapping[str, str]) -> bool:
         """Return whether it has all these labels; `version` and `zone` are labels too."""
@@ -89,6 +108,7 @@ class Instance:
             "pid": self.pid,
             "health": self.health.value,
             "state": self.state.value,
+            "permanent": self.permanent,
             "load": None if self.load is None else _load_to_json(self.load),
         }
 
@@ -108,6 +128,7 @@ class Instance:
             health=_HEALTH_TO_WIRE[self.health],
             draining=self.state is State.DRAINING,
             load=None if self.load is None else _load_to_wire(self.load),
+            permanent=self.permanent,
         )
 
     @classmethod
@@ -127,6 +148,7 @@ class Instance:
             health=_HEALTH_FROM_WIRE.get(wire.health, Health.UNKNOWN),
             state=State.DRAINING if wire.draining else State.ACTIVE,
             load=_load_from_wire(wire.load) if wire.HasField("load") else None,
+            permanent=wire.permanent,
         )
 
 

@@ -3,7 +3,8 @@
 It is the lease table with watches. Watchers are called before the change returns to whoever made
 it, so `deregister` acknowledges by itself. Give the same object to every `Mesh` that shall meet;
 `in_namespace` is the same registry seen from another namespace. It lives in one event loop at a
-time and is not thread-safe; several processes need a real registry.
+time and is not thread-safe; several processes need a real registry. Permanent records are kept, and
+checked by nobody.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from meshrpc.clock import SYSTEM_CLOCK, Clock
+from meshrpc.registry.finding import Finding
 from meshrpc.registry.instance import Instance
 from meshrpc.registry.leases import LeaseTable
 from meshrpc.registry.registry import Snapshot, Watch
@@ -72,6 +74,11 @@ class MemoryRegistry:
         if self._shared.table.drain(instance.namespace, instance.service, instance.id):
             self._shared.publish(instance.namespace, instance.service)
 
+    async def undrain(self, instance: Instance) -> None:
+        """Take the mark back."""
+        if self._shared.table.undrain(instance.namespace, instance.service, instance.id):
+            self._shared.publish(instance.namespace, instance.service)
+
     async def deregister(self, instance: Instance) -> None:
         """Remove the record."""
         if self._shared.table.deregister(instance.namespace, instance.service, instance.id):
@@ -84,6 +91,10 @@ class MemoryRegistry:
     async def instances(self, service: str) -> tuple[Instance, ...]:
         """Return the service's instances in this namespace, ordered by id."""
         return self._shared.table.snapshot(self.namespace, service).instances
+
+    async def findings(self, service: str) -> tuple[Finding, ...]:
+        """Return which of the service's leases are about to run out."""
+        return self._shared.table.findings(self.namespace, service, self._shared.clock.now())
 
     def watch(self, service: str, on_snapshot: Callable[[Snapshot], None]) -> Watch:
         """Call `on_snapshot` at once, before this returns, and with each change."""
@@ -126,7 +137,8 @@ class _Shared:
 
     async def _expire(self) -> None:
         while True:
-            for namespace, service in self.table.expire(self.clock.now()):
+            gone = self.table.expire(self.clock.now())
+            for namespace, service in {(each.namespace, each.service) for each in gone}:
                 self.publish(namespace, service)
             # All leases are equally long, so a new one never ends before the one waited for.
             due = self.table.next_expiry()
@@ -150,6 +162,10 @@ class _MemoryWatch:
 
     def __repr__(self) -> str:
         return f"<MemoryWatch {'/'.join(self._key)} version={self._version}>"
+
+    def why_silent(self) -> str | None:
+        """Return None: a registry in this process always answers."""
+        return None
 
     def close(self) -> None:
         watches = self._shared.watches.get(self._key, [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, NoReturn
 
 from meshrpc.errors import ReadOnlyRegistry
+from meshrpc.registry.finding import Finding
 from meshrpc.registry.instance import Instance
 
 
@@ -29,9 +30,17 @@ class ReadOnly:
         """Raise `ReadOnlyRegistry`."""
         self._refuse(instance)
 
+    async def undrain(self, instance: Instance) -> NoReturn:
+        """Raise `ReadOnlyRegistry`."""
+        self._refuse(instance)
+
     async def deregister(self, instance: Instance) -> NoReturn:
         """Raise `ReadOnlyRegistry`."""
         self._refuse(instance)
+
+    async def findings(self, service: str) -> tuple[Finding, ...]:  # noqa: ARG002
+        """Return nothing: it knows no more than addresses."""
+        return ()
 
     def _refuse(self, instance: Instance) -> NoReturn:
         raise ReadOnlyRegistry(

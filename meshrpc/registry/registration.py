@@ -124,8 +124,9 @@ class Registration:
 
     async def _keep(self) -> None:
         failures = 0
-        while True:
-            asked_at = self._clock.now()
+        # Looked at each time: a call of grpcio's that fails as it is cancelled forgets that it was.
+        while not self._ended:
+            asked_at, was_registered = self._clock.now(), self.registered
             try:
                 async with self._clock.timeout(ASK_WITHIN):
                     await self._ask()
@@ -147,8 +148,9 @@ class Registration:
             else:
                 failures = 0
                 self._over()
-                # A little early, so that a fleet started at once does not renew at once.
-                due = asked_at + RENEW_EVERY * self._rng.uniform(0.9, 1.0)
+                # A fleet that was started at once, or came back at once, does not renew at once.
+                earliest = 0.9 if was_registered else 0.2
+                due = asked_at + RENEW_EVERY * self._rng.uniform(earliest, 1.0)
                 wait = max(0.0, due - self._clock.now())
             finally:
                 self._tried.set()
@@ -156,7 +158,8 @@ class Registration:
                 # Known to be dead, so nobody needs to wait for the end of its lease.
                 gone, self._predecessor = self._predecessor, None
                 await self._try("deregister", gone, self._registry.deregister, DEREGISTER_WITHIN)
-            await self._clock.sleep(wait)
+            if not self._ended:
+                await self._clock.sleep(wait)
 
     async def _ask(self) -> None:
         """Renew the lease, or register where there is none; say how busy it is."""

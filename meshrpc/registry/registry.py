@@ -8,10 +8,11 @@ every implementation to the contract written here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import ClassVar, Protocol, Self
 
+from meshrpc.registry.finding import Finding
 from meshrpc.registry.instance import Instance
 
 LEASE = 15.0
@@ -22,14 +23,28 @@ RENEW_EVERY = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All instances of a service at one time, draining ones included, ordered by id."""
+    """All instances of a service at one time, draining ones included, ordered by id.
+
+    Who departed and what was skipped is no difference between two that say the same otherwise.
+    """
 
     service: str
     instances: tuple[Instance, ...]
+    departed: frozenset[str] = field(default=frozenset(), compare=False)
+    """Ids of instances that left lately, by their own word or somebody's: their absence is certain.
+    Those that are missing from `instances` without a word may only have been forgotten."""
+    is_recovering: bool = False
+    """Whether the registry has just started: who is missing may only not have come back yet."""
+    skipped: tuple[str, ...] = field(default=(), compare=False)
+    """Why records of this service cannot be used, a line for each that was left out."""
 
 
 class Watch(Protocol):
-    """A running watch."""
+    """A running watch.
+
+    One that knows has a method `why_silent() -> str | None` besides: why the registry does not
+    answer just now, for people; None while it does.
+    """
 
     def close(self) -> None:
         """Stop: the callback is not called again."""
@@ -59,6 +74,10 @@ class Registry(Protocol):
     async def register(self, instance: Instance) -> None:
         """Create or replace the instance's record and start its lease of `LEASE` seconds.
 
+        A `permanent` one has no lease: it stays until it is deregistered, and the registry itself
+        looks whether it answers and says so in its `health`. An instance that is marked as draining
+        stays so when it registers again, unless as another incarnation.
+
         Raises:
             StaleIncarnation: a newer incarnation of the same id is registered.
             ReadOnlyRegistry: this registry registers nobody.
@@ -73,16 +92,24 @@ class Registry(Protocol):
         """Mark the instance as leaving, so that callers stop picking it. Unknown: no error."""
         ...
 
+    async def undrain(self, instance: Instance) -> None:
+        """Take the mark back. Unknown, or not marked: no error."""
+        ...
+
     async def deregister(self, instance: Instance) -> None:
         """Remove the record. Unknown: no error."""
         ...
 
     async def services(self) -> tuple[str, ...]:
-        """Return the names of all services with instances, sorted."""
+        """Return the names of all services that have instances, or records that are none, sorted."""
         ...
 
     async def instances(self, service: str) -> tuple[Instance, ...]:
         """Return the service's instances, draining ones included, ordered by id."""
+        ...
+
+    async def findings(self, service: str) -> tuple[Finding, ...]:
+        """Return what is wrong with the service's records, as far as the registry itself can tell."""
         ...
 
     def watch(self, service: str, on_snapshot: Callable[[Snapshot], None]) -> Watch:

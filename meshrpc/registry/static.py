@@ -67,15 +67,21 @@ class StaticRegistry(ReadOnly):
     def watch(self, service: str, on_snapshot: Callable[[Snapshot], None]) -> Watch:
         """Call `on_snapshot` once, before this returns."""
         on_snapshot(self._snapshot(service))
-        return _StaticWatch()
+        return ToldWatch()
 
     def _snapshot(self, service: str) -> Snapshot:
         return self._snapshots.get(service) or Snapshot(service, ())
 
 
-class _StaticWatch:
+class ToldWatch:
+    """A watch of what never changes, after it has told it."""
+
     def close(self) -> None:
-        pass
+        """Do nothing: there is nothing more to tell."""
+
+    def why_silent(self) -> str | None:
+        """Return None: nothing is waited for."""
+        return None
 
 
 def _parse(url: str) -> dict[str, list[str]]:

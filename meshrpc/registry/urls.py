@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.errors import SettingsError
-from meshrpc.registry import dns, static
+from meshrpc.registry import dns_url, static
+from meshrpc.registry.dns import DnsRegistry
+from meshrpc.registry.file import FileRegistry
 from meshrpc.registry.memory import MemoryRegistry
 from meshrpc.registry.registry import Registry
 from meshrpc.registry.static import EXAMPLE, StaticRegistry
@@ -15,25 +17,43 @@ from meshrpc.registry.static import EXAMPLE, StaticRegistry
 OUTSIDE = "dns://HOST:PORT or static:HOST:PORT,..."
 """The targets of channels to servers outside the mesh."""
 
-SCHEMES = ("mesh:", "consul://HOST:PORT", EXAMPLE, "memory:")
+SCHEMES = (
+    "mesh:",
+    "consul://HOST:PORT",
+    "dns://SERVER:PORT",
+    "file:///path.yaml",
+    EXAMPLE,
+    "memory:",
+)
 
 
-def create_registry(url: str, namespace: str, *, embedded: Callable[[], Registry]) -> Registry:
+def create_registry(
+    url: str,
+    namespace: str,
+    *,
+    embedded: Callable[[], Registry],
+    clock: Clock = SYSTEM_CLOCK,
+    rng: random.Random | None = None,
+) -> Registry:
     """Return the registry at `url`, not yet entered; `embedded` makes the one for `mesh:`.
 
     Raises:
         SettingsError: no such kind of registry, a malformed URL, or a part that is not installed.
     """
-    scheme = url.partition(":")[0].strip().lower()
-    match scheme:
-        case "mesh" if url.strip() in ("mesh:", "mesh"):
+    url = url.strip()
+    match url.partition(":")[0].strip().lower():
+        case "mesh" if url in ("mesh:", "mesh"):
             return embedded()
-        case "memory" if url.strip() in ("memory:", "memory"):
+        case "memory" if url in ("memory:", "memory"):
             return MemoryRegistry(namespace)
         case "static":
-            return StaticRegistry(url.strip(), namespace)
+            return StaticRegistry(url, namespace)
+        case "file":
+            return FileRegistry(url, namespace, clock=clock)
+        case "dns":
+            return DnsRegistry(dns_url.Domain.parse(url), namespace, clock=clock, rng=rng)
         case "consul":
-            return _consul(url.strip(), namespace)
+            return _consul(url, namespace)
         case _:
             raise SettingsError(
                 f"registry {url!r}: no such registry; expected one of {', '.join(SCHEMES)}"
@@ -42,7 +62,7 @@ def create_registry(url: str, namespace: str, *, embedded: Callable[[], Registry
 
 def is_outside(target: str) -> bool:
     """Return whether a channel's target is a URL, for servers outside the mesh."""
-    return target.startswith((dns.SCHEME, static.SCHEME))
+    return target.startswith((dns_url.SCHEME, static.SCHEME))
 
 
 def outside(
@@ -51,14 +71,14 @@ def outside(
     *,
     clock: Clock = SYSTEM_CLOCK,
     rng: random.Random | None = None,
-) -> dns.DnsRegistry | StaticRegistry:
+) -> DnsRegistry | StaticRegistry:
     """Return the registry of the one service that a channel's URL target names, as itself.
 
     Raises:
         SettingsError: the URL cannot be used.
     """
-    if target.startswith(dns.SCHEME):
-        return dns.DnsRegistry(target, namespace, clock=clock, rng=rng)
+    if target.startswith(dns_url.SCHEME):
+        return DnsRegistry(dns_url.Target.parse(target), namespace, clock=clock, rng=rng)
     addresses = target.removeprefix(static.SCHEME).split(",")
     return StaticRegistry({target: addresses}, namespace)
 

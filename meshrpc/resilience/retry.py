@@ -43,6 +43,8 @@ class Failure:
     """No handler has seen it."""
     not_sent: bool = False
     """It has not even left this process: there was no connection."""
+    misdirected: bool = False
+    """It came to another instance than was meant: one that has the address now."""
     broken: bool = False
     """The connection broke under it, or its server left: nobody knows what a handler did of it."""
     untrusted: bool = False
@@ -61,13 +63,14 @@ def read_failure(
         # A server that stops drops what waits in its accept queue with CANCELLED; nobody here
         # cancelled, so it means the same as UNAVAILABLE.
         code = grpc.StatusCode.UNAVAILABLE
-    pushback, cut = None, False
+    pushback, cut, misdirected = None, False, False
     unavailable = code is grpc.StatusCode.UNAVAILABLE
     not_sent = unavailable and details.startswith(CONNECT_FAILED)
     not_executed = not_sent or (unavailable and _STREAM_REFUSED in details)
     for key, value in trailers:
         if key == wire.NOT_EXECUTED:
             not_executed = True
+            misdirected = value == wire.WRONG_TARGET
         elif key == wire.DRAIN:
             cut = True
         elif key == wire.RETRY_PUSHBACK:
@@ -76,6 +79,7 @@ def read_failure(
         code,
         not_executed=not_executed,
         not_sent=not_sent,
+        misdirected=misdirected,
         broken=unavailable and not not_executed and (cut or _BROKEN.search(details) is not None),
         untrusted=not_sent and _HANDSHAKE_FAILED in details,
         timed_out=timed_out,

@@ -25,6 +25,8 @@ QUIET_AFTER_ACKNOWLEDGEMENT = 1.0
 QUIET_WITHOUT_ACKNOWLEDGEMENT = 3.0
 # A registry that does not answer must not hold a process: its lease runs out by itself.
 LONGEST_WAIT = 5.0
+# A record that nobody takes away stays for a lease: also in a hurry it is asked for.
+SHORTEST_ASK = 0.5
 # For calls that were cut, to send their last status.
 LAST_WORDS = 1.0
 
@@ -48,9 +50,10 @@ class Departure:
     mark_draining: Callable[[], Awaitable[bool]]
     """The registry's record says so too; returns whether anybody may know this instance."""
     deregister: Callable[[], Awaitable[None]]
-    """The record goes away; registries that acknowledge return once the callers let go."""
+    """The record goes away. Registries that acknowledge return once the callers let go; with the
+    others this waits until they should have seen the mark."""
     acknowledges: bool
-    """Whether this registry is one of them."""
+    """Whether this registry is one of the former."""
 
 
 async def leave(departure: Departure, *, clock: Clock, hurry: asyncio.Event) -> None:
@@ -59,13 +62,14 @@ async def leave(departure: Departure, *, clock: Clock, hurry: asyncio.Event) -> 
     departure.tell_calls()
     marked_at = clock.now()
     is_known = await unless(hurry, departure.mark_draining(), LONGEST_WAIT)
-    await unless(hurry, departure.deregister(), LONGEST_WAIT)
-    if is_known is False:
-        return  # nobody was ever told of this instance
-    quiet = QUIET_AFTER_ACKNOWLEDGEMENT if departure.acknowledges else QUIET_WITHOUT_ACKNOWLEDGEMENT
-    remaining = marked_at + quiet - clock.now()
-    if remaining > 0:
-        await unless(hurry, clock.sleep(remaining), None)
+    if is_known is not False and not departure.acknowledges:
+        # The mark stands until everybody has seen it: who vanishes without one may be doubted.
+        until = marked_at + QUIET_WITHOUT_ACKNOWLEDGEMENT
+        await unless(hurry, clock.sleep(max(0.0, until - clock.now())), None)
+    await unless(hurry, departure.deregister(), LONGEST_WAIT, at_least=SHORTEST_ASK)
+    if is_known is not False and departure.acknowledges:
+        until = marked_at + QUIET_AFTER_ACKNOWLEDGEMENT
+        await unless(hurry, clock.sleep(max(0.0, until - clock.now())), None)
 
 
 async def stop(
@@ -87,11 +91,18 @@ async def stop(
         await stopping
 
 
-async def unless(hurry: asyncio.Event, step: Awaitable[T], within: float | None) -> T | None:
-    """Await a step; give it up, returning None, when it takes too long or there is a hurry."""
+async def unless(
+    hurry: asyncio.Event, step: Awaitable[T], within: float | None, *, at_least: float = 0.0
+) -> T | None:
+    """Await a step; give it up, returning None, when it takes too long or there is a hurry.
+
+    It gets `at_least` so many seconds, whatever the hurry.
+    """
     task = asyncio.ensure_future(step)
     hurried = asyncio.ensure_future(hurry.wait())
     try:
+        if at_least > 0:
+            await asyncio.wait([task], timeout=at_least)
         await asyncio.wait([task, hurried], timeout=within, return_when=asyncio.FIRST_COMPLETED)
         return task.result() if task.done() else None
     finally:

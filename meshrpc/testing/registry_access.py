@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import ClassVar, Self
 
+from meshrpc.registry.finding import Finding
 from meshrpc.registry.instance import Instance
 from meshrpc.registry.memory import MemoryRegistry
 from meshrpc.registry.registry import Snapshot, Watch
@@ -53,6 +54,11 @@ class RegistryAccess:
         if not self.is_cut:
             await self._registry.drain(instance)
 
+    async def undrain(self, instance: Instance) -> None:
+        """As `Registry.undrain`."""
+        if not self.is_cut:
+            await self._registry.undrain(instance)
+
     async def deregister(self, instance: Instance) -> None:
         """As `Registry.deregister`."""
         if not self.is_cut:
@@ -65,6 +71,10 @@ class RegistryAccess:
     async def instances(self, service: str) -> tuple[Instance, ...]:
         """As `Registry.instances`."""
         return await self._registry.instances(service)
+
+    async def findings(self, service: str) -> tuple[Finding, ...]:
+        """As `Registry.findings`."""
+        return await self._registry.findings(service)
 
     def watch(self, service: str, on_snapshot: Callable[[Snapshot], None]) -> Watch:
         """As `Registry.watch`."""

@@ -26,39 +26,55 @@ from meshrpc.v1 import policy_pb2 as meshrpc_dot_v1_dot_policy__pb2
 from meshrpc.v1 import registry_pb2 as meshrpc_dot_v1_dot_registry__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18meshrpc/v1/control.proto\x12\nmeshrpc.v1\x1a\x17meshrpc/v1/policy.proto\x1a\x19meshrpc/v1/registry.proto\"\xa3\x01\n\x10SubscribeRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.meshrpc.v1.HelloH\x00\x12(\n\x08interest\x18\x02 \x01(\x0b\x32\x14.meshrpc.v1.InterestH\x00\x12\x36\n\x0f\x61\x63knowledgement\x18\x03 \x01(\x0b\x32\x1b.meshrpc.v1.AcknowledgementH\x00\x42\t\n\x07message\"\x89\x01\n\x05Hello\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x0f\n\x07library\x18\x06 \x01(\t\x12\x1b\n\x13\x61\x63\x63\x65pts_differences\x18\x07 \x01(\x08\"/\n\x08Interest\x12\x10\n\x08policies\x18\x01 \x03(\t\x12\x11\n\tinstances\x18\x02 \x03(\t\"\x81\x01\n\x04Push\x12\r\n\x05nonce\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12,\n\x08policies\x18\x03 \x03(\x0b\x32\x1a.meshrpc.v1.PolicyDocument\x12*\n\tinstances\x18\x04 \x03(\x0b\x32\x17.meshrpc.v1.InstanceSet\"w\n\x0bInstanceSet\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\'\n\tinstances\x18\x03 \x03(\x0b\x32\x14.meshrpc.v1.Instance\x12\x0c\n\x04\x62\x61se\x18\x04 \x01(\x04\x12\x0f\n\x07removed\x18\x05 \x03(\t\"W\n\x0f\x41\x63knowledgement\x12\r\n\x05nonce\x18\x01 \x01(\t\x12$\n\x07refused\x18\x02 \x03(\x0b\x32\x13.meshrpc.v1.Refusal\x12\x0f\n\x07ignored\x18\x03 \x03(\t\"\x92\x01\n\x07Refusal\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.meshrpc.v1.Refusal.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"A\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_POLICY\x10\x01\x12\x12\n\x0eKIND_INSTANCES\x10\x02\"\"\n\rStatusRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"P\n\x0eStatusResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12,\n\tprocesses\x18\x02 \x03(\x0b\x32\x19.meshrpc.v1.ProcessStatus\"\xa0\x02\n\rProcessStatus\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12.\n\x05state\x18\x05 \x01(\x0e\x32\x1f.meshrpc.v1.ProcessStatus.State\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x13\n\x0b\x61ge_seconds\x18\x07 \x01(\x01\x12\x0b\n\x03pid\x18\x08 \x01(\r\x12\x0f\n\x07library\x18\t \x01(\t\"V\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_SYNCED\x10\x01\x12\x11\n\rSTATE_PENDING\x10\x02\x12\x11\n\rSTATE_REFUSED\x10\x03\x32\x90\x01\n\x07\x43ontrol\x12?\n\tSubscribe\x12\x1c.meshrpc.v1.SubscribeRequest\x1a\x10.meshrpc.v1.Push(\x01\x30\x01\x12\x44\n\x06Status\x12\x19.meshrpc.v1.StatusRequest\x1a\x1a.meshrpc.v1.StatusResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18meshrpc/v1/control.proto\x12\nmeshrpc.v1\x1a\x17meshrpc/v1/policy.proto\x1a\x19meshrpc/v1/registry.proto\"\xc9\x01\n\x10SubscribeRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.meshrpc.v1.HelloH\x00\x12(\n\x08interest\x18\x02 \x01(\x0b\x32\x14.meshrpc.v1.InterestH\x00\x12\x36\n\x0f\x61\x63knowledgement\x18\x03 \x01(\x0b\x32\x1b.meshrpc.v1.AcknowledgementH\x00\x12$\n\x06\x61nswer\x18\x04 \x01(\x0b\x32\x12.meshrpc.v1.AnswerH\x00\x42\t\n\x07message\"\x89\x01\n\x05Hello\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x0f\n\x07library\x18\x06 \x01(\t\x12\x1b\n\x13\x61\x63\x63\x65pts_differences\x18\x07 \x01(\x08\"\x99\x01\n\x08Interest\x12\x10\n\x08policies\x18\x01 \x03(\t\x12\x11\n\tinstances\x18\x02 \x03(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\t\x12,\n\x04held\x18\x04 \x03(\x0b\x32\x1e.meshrpc.v1.Interest.HeldEntry\x1a+\n\tHeldEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xb9\x01\n\x04Push\x12\r\n\x05nonce\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12,\n\x08policies\x18\x03 \x03(\x0b\x32\x1a.meshrpc.v1.PolicyDocument\x12*\n\tinstances\x18\x04 \x03(\x0b\x32\x17.meshrpc.v1.InstanceSet\x12\r\n\x05\x65poch\x18\x05 \x01(\t\x12\'\n\tquestions\x18\x06 \x03(\x0b\x32\x14.meshrpc.v1.Question\"\x9d\x01\n\x0bInstanceSet\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\'\n\tinstances\x18\x03 \x03(\x0b\x32\x14.meshrpc.v1.Instance\x12\x0c\n\x04\x62\x61se\x18\x04 \x01(\x04\x12\x0f\n\x07removed\x18\x05 \x03(\t\x12\x10\n\x08\x64\x65parted\x18\x06 \x03(\t\x12\x12\n\nrecovering\x18\x07 \x01(\x08\"\'\n\x08Question\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\"<\n\x06\x41nswer\x12\n\n\x02id\x18\x01 \x01(\t\x12&\n\x04view\x18\x02 \x01(\x0b\x32\x18.meshrpc.v1.ViewResponse\"C\n\x0bViewRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x0f\n\x07service\x18\x03 \x01(\t\"\x82\x01\n\x0cViewResponse\x12\x11\n\tis_called\x18\x01 \x01(\x08\x12+\n\tinstances\x18\x02 \x03(\x0b\x32\x18.meshrpc.v1.SeenInstance\x12\x0c\n\x04\x61way\x18\x03 \x01(\t\x12\x13\n\x0b\x61ge_seconds\x18\x04 \x01(\x01\x12\x0f\n\x07skipped\x18\x05 \x03(\t\"l\n\x0cSeenInstance\x12&\n\x08instance\x18\x01 \x01(\x0b\x32\x14.meshrpc.v1.Instance\x12\r\n\x05state\x18\x02 \x01(\t\x12\x14\n\x0c\x63onnectivity\x18\x03 \x01(\t\x12\x0f\n\x07pending\x18\x04 \x01(\r\"W\n\x0f\x41\x63knowledgement\x12\r\n\x05nonce\x18\x01 \x01(\t\x12$\n\x07refused\x18\x02 \x03(\x0b\x32\x13.meshrpc.v1.Refusal\x12\x0f\n\x07ignored\x18\x03 \x03(\t\"\x92\x01\n\x07Refusal\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.meshrpc.v1.Refusal.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"A\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_POLICY\x10\x01\x12\x12\n\x0eKIND_INSTANCES\x10\x02\"\"\n\rStatusRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"P\n\x0eStatusResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12,\n\tprocesses\x18\x02 \x03(\x0b\x32\x19.meshrpc.v1.ProcessStatus\"\xa0\x02\n\rProcessStatus\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12.\n\x05state\x18\x05 \x01(\x0e\x32\x1f.meshrpc.v1.ProcessStatus.State\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x13\n\x0b\x61ge_seconds\x18\x07 \x01(\x01\x12\x0b\n\x03pid\x18\x08 \x01(\r\x12\x0f\n\x07library\x18\t \x01(\t\"V\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_SYNCED\x10\x01\x12\x11\n\rSTATE_PENDING\x10\x02\x12\x11\n\rSTATE_REFUSED\x10\x03\x32\xd0\x01\n\x07\x43ontrol\x12?\n\tSubscribe\x12\x1c.meshrpc.v1.SubscribeRequest\x1a\x10.meshrpc.v1.Push(\x01\x30\x01\x12>\n\x04View\x12\x17.meshrpc.v1.ViewRequest\x1a\x18.meshrpc.v1.ViewResponse\"\x03\x90\x02\x01\x12\x44\n\x06Status\x12\x19.meshrpc.v1.StatusRequest\x1a\x1a.meshrpc.v1.StatusResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshrpc.v1.control_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_INTEREST_HELDENTRY']._loaded_options = None
+  _globals['_INTEREST_HELDENTRY']._serialized_options = b'8\001'
+  _globals['_CONTROL'].methods_by_name['View']._loaded_options = None
+  _globals['_CONTROL'].methods_by_name['View']._serialized_options = b'\220\002\001'
   _globals['_CONTROL'].methods_by_name['Status']._loaded_options = None
   _globals['_CONTROL'].methods_by_name['Status']._serialized_options = b'\220\002\001'
   _globals['_SUBSCRIBEREQUEST']._serialized_start=93
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=256
-  _globals['_HELLO']._serialized_start=259
-  _globals['_HELLO']._serialized_end=396
-  _globals['_INTEREST']._serialized_start=398
-  _globals['_INTEREST']._serialized_end=445
-  _globals['_PUSH']._serialized_start=448
-  _globals['_PUSH']._serialized_end=577
-  _globals['_INSTANCESET']._serialized_start=579
-  _globals['_INSTANCESET']._serialized_end=698
-  _globals['_ACKNOWLEDGEMENT']._serialized_start=700
-  _globals['_ACKNOWLEDGEMENT']._serialized_end=787
-  _globals['_REFUSAL']._serialized_start=790
-  _globals['_REFUSAL']._serialized_end=936
-  _globals['_REFUSAL_KIND']._serialized_start=871
-  _globals['_REFUSAL_KIND']._serialized_end=936
-  _globals['_STATUSREQUEST']._serialized_start=938
-  _globals['_STATUSREQUEST']._serialized_end=972
-  _globals['_STATUSRESPONSE']._serialized_start=974
-  _globals['_STATUSRESPONSE']._serialized_end=1054
-  _globals['_PROCESSSTATUS']._serialized_start=1057
-  _globals['_PROCESSSTATUS']._serialized_end=1345
-  _globals['_PROCESSSTATUS_STATE']._serialized_start=1259
-  _globals['_PROCESSSTATUS_STATE']._serialized_end=1345
-  _globals['_CONTROL']._serialized_start=1348
-  _globals['_CONTROL']._serialized_end=1492
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=294
+  _globals['_HELLO']._serialized_start=297
+  _globals['_HELLO']._serialized_end=434
+  _globals['_INTEREST']._serialized_start=437
+  _globals['_INTEREST']._serialized_end=590
+  _globals['_INTEREST_HELDENTRY']._serialized_start=547
+  _globals['_INTEREST_HELDENTRY']._serialized_end=590
+  _globals['_PUSH']._serialized_start=593
+  _globals['_PUSH']._serialized_end=778
+  _globals['_INSTANCESET']._serialized_start=781
+  _globals['_INSTANCESET']._serialized_end=938
+  _globals['_QUESTION']._serialized_start=940
+  _globals['_QUESTION']._serialized_end=979
+  _globals['_ANSWER']._serialized_start=981
+  _globals['_ANSWER']._serialized_end=1041
+  _globals['_VIEWREQUEST']._serialized_start=1043
+  _globals['_VIEWREQUEST']._serialized_end=1110
+  _globals['_VIEWRESPONSE']._serialized_start=1113
+  _globals['_VIEWRESPONSE']._serialized_end=1243
+  _globals['_SEENINSTANCE']._serialized_start=1245
+  _globals['_SEENINSTANCE']._serialized_end=1353
+  _globals['_ACKNOWLEDGEMENT']._serialized_start=1355
+  _globals['_ACKNOWLEDGEMENT']._serialized_end=1442
+  _globals['_REFUSAL']._serialized_start=1445
+  _globals['_REFUSAL']._serialized_end=1591
+  _globals['_REFUSAL_KIND']._serialized_start=1526
+  _globals['_REFUSAL_KIND']._serialized_end=1591
+  _globals['_STATUSREQUEST']._serialized_start=1593
+  _globals['_STATUSREQUEST']._serialized_end=1627
+  _globals['_STATUSRESPONSE']._serialized_start=1629
+  _globals['_STATUSRESPONSE']._serialized_end=1709
+  _globals['_PROCESSSTATUS']._serialized_start=1712
+  _globals['_PROCESSSTATUS']._serialized_end=2000
+  _globals['_PROCESSSTATUS_STATE']._serialized_start=1914
+  _globals['_PROCESSSTATUS_STATE']._serialized_end=2000
+  _globals['_CONTROL']._serialized_start=2003
+  _globals['_CONTROL']._serialized_end=2211
 # @@protoc_insertion_point(module_scope)

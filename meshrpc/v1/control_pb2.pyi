@@ -10,14 +10,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SubscribeRequest(_message.Message):
-    __slots__ = ("hello", "interest", "acknowledgement")
+    __slots__ = ("hello", "interest", "acknowledgement", "answer")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     INTEREST_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGEMENT_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     interest: Interest
     acknowledgement: Acknowledgement
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., interest: _Optional[_Union[Interest, _Mapping]] = ..., acknowledgement: _Optional[_Union[Acknowledgement, _Mapping]] = ...) -> None: ...
+    answer: Answer
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., interest: _Optional[_Union[Interest, _Mapping]] = ..., acknowledgement: _Optional[_Union[Acknowledgement, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("namespace", "service", "instance", "version", "pid", "library", "accepts_differences")
@@ -38,38 +40,109 @@ class Hello(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., service: _Optional[str] = ..., instance: _Optional[str] = ..., version: _Optional[str] = ..., pid: _Optional[int] = ..., library: _Optional[str] = ..., accepts_differences: _Optional[bool] = ...) -> None: ...
 
 class Interest(_message.Message):
-    __slots__ = ("policies", "instances")
+    __slots__ = ("policies", "instances", "epoch", "held")
+    class HeldEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     POLICIES_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     policies: _containers.RepeatedScalarFieldContainer[str]
     instances: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, policies: _Optional[_Iterable[str]] = ..., instances: _Optional[_Iterable[str]] = ...) -> None: ...
+    epoch: str
+    held: _containers.ScalarMap[str, int]
+    def __init__(self, policies: _Optional[_Iterable[str]] = ..., instances: _Optional[_Iterable[str]] = ..., epoch: _Optional[str] = ..., held: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Push(_message.Message):
-    __slots__ = ("nonce", "revision", "policies", "instances")
+    __slots__ = ("nonce", "revision", "policies", "instances", "epoch", "questions")
     NONCE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     POLICIES_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    QUESTIONS_FIELD_NUMBER: _ClassVar[int]
     nonce: str
     revision: int
     policies: _containers.RepeatedCompositeFieldContainer[_policy_pb2.PolicyDocument]
     instances: _containers.RepeatedCompositeFieldContainer[InstanceSet]
-    def __init__(self, nonce: _Optional[str] = ..., revision: _Optional[int] = ..., policies: _Optional[_Iterable[_Union[_policy_pb2.PolicyDocument, _Mapping]]] = ..., instances: _Optional[_Iterable[_Union[InstanceSet, _Mapping]]] = ...) -> None: ...
+    epoch: str
+    questions: _containers.RepeatedCompositeFieldContainer[Question]
+    def __init__(self, nonce: _Optional[str] = ..., revision: _Optional[int] = ..., policies: _Optional[_Iterable[_Union[_policy_pb2.PolicyDocument, _Mapping]]] = ..., instances: _Optional[_Iterable[_Union[InstanceSet, _Mapping]]] = ..., epoch: _Optional[str] = ..., questions: _Optional[_Iterable[_Union[Question, _Mapping]]] = ...) -> None: ...
 
 class InstanceSet(_message.Message):
-    __slots__ = ("service", "version", "instances", "base", "removed")
+    __slots__ = ("service", "version", "instances", "base", "removed", "departed", "recovering")
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
+    DEPARTED_FIELD_NUMBER: _ClassVar[int]
+    RECOVERING_FIELD_NUMBER: _ClassVar[int]
     service: str
     version: int
     instances: _containers.RepeatedCompositeFieldContainer[_registry_pb2.Instance]
     base: int
     removed: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, service: _Optional[str] = ..., version: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[_registry_pb2.Instance, _Mapping]]] = ..., base: _Optional[int] = ..., removed: _Optional[_Iterable[str]] = ...) -> None: ...
+    departed: _containers.RepeatedScalarFieldContainer[str]
+    recovering: bool
+    def __init__(self, service: _Optional[str] = ..., version: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[_registry_pb2.Instance, _Mapping]]] = ..., base: _Optional[int] = ..., removed: _Optional[_Iterable[str]] = ..., departed: _Optional[_Iterable[str]] = ..., recovering: _Optional[bool] = ...) -> None: ...
+
+class Question(_message.Message):
+    __slots__ = ("id", "service")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    service: str
+    def __init__(self, id: _Optional[str] = ..., service: _Optional[str] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("id", "view")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    view: ViewResponse
+    def __init__(self, id: _Optional[str] = ..., view: _Optional[_Union[ViewResponse, _Mapping]] = ...) -> None: ...
+
+class ViewRequest(_message.Message):
+    __slots__ = ("namespace", "instance", "service")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    instance: str
+    service: str
+    def __init__(self, namespace: _Optional[str] = ..., instance: _Optional[str] = ..., service: _Optional[str] = ...) -> None: ...
+
+class ViewResponse(_message.Message):
+    __slots__ = ("is_called", "instances", "away", "age_seconds", "skipped")
+    IS_CALLED_FIELD_NUMBER: _ClassVar[int]
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    AWAY_FIELD_NUMBER: _ClassVar[int]
+    AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    is_called: bool
+    instances: _containers.RepeatedCompositeFieldContainer[SeenInstance]
+    away: str
+    age_seconds: float
+    skipped: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, is_called: _Optional[bool] = ..., instances: _Optional[_Iterable[_Union[SeenInstance, _Mapping]]] = ..., away: _Optional[str] = ..., age_seconds: _Optional[float] = ..., skipped: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SeenInstance(_message.Message):
+    __slots__ = ("instance", "state", "connectivity", "pending")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CONNECTIVITY_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    instance: _registry_pb2.Instance
+    state: str
+    connectivity: str
+    pending: int
+    def __init__(self, instance: _Optional[_Union[_registry_pb2.Instance, _Mapping]] = ..., state: _Optional[str] = ..., connectivity: _Optional[str] = ..., pending: _Optional[int] = ...) -> None: ...
 
 class Acknowledgement(_message.Message):
     __slots__ = ("nonce", "refused", "ignored")

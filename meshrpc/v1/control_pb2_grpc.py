@@ -39,6 +39,11 @@ class ControlStub:
                 request_serializer=meshrpc_dot_v1_dot_control__pb2.SubscribeRequest.SerializeToString,
                 response_deserializer=meshrpc_dot_v1_dot_control__pb2.Push.FromString,
                 _registered_method=True)
+        self.View = channel.unary_unary(
+                '/meshrpc.v1.Control/View',
+                request_serializer=meshrpc_dot_v1_dot_control__pb2.ViewRequest.SerializeToString,
+                response_deserializer=meshrpc_dot_v1_dot_control__pb2.ViewResponse.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/meshrpc.v1.Control/Status',
                 request_serializer=meshrpc_dot_v1_dot_control__pb2.StatusRequest.SerializeToString,
@@ -52,6 +57,14 @@ class ControlServicer:
     def Subscribe(self, request_iterator, context):
         """The process says what it is and what it watches; control sends only what changed, and the
         process answers each push with what it took and what it refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def View(self, request, context):
+        """What one connected process makes of the instances of a service: it is asked on its stream.
+        NOT_FOUND: no such process is connected; UNAVAILABLE: it does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,6 +84,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Subscribe,
                     request_deserializer=meshrpc_dot_v1_dot_control__pb2.SubscribeRequest.FromString,
                     response_serializer=meshrpc_dot_v1_dot_control__pb2.Push.SerializeToString,
+            ),
+            'View': grpc.unary_unary_rpc_method_handler(
+                    servicer.View,
+                    request_deserializer=meshrpc_dot_v1_dot_control__pb2.ViewRequest.FromString,
+                    response_serializer=meshrpc_dot_v1_dot_control__pb2.ViewResponse.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -105,6 +123,33 @@ class Control:
             '/meshrpc.v1.Control/Subscribe',
             meshrpc_dot_v1_dot_control__pb2.SubscribeRequest.SerializeToString,
             meshrpc_dot_v1_dot_control__pb2.Push.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def View(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshrpc.v1.Control/View',
+            meshrpc_dot_v1_dot_control__pb2.ViewRequest.SerializeToString,
+            meshrpc_dot_v1_dot_control__pb2.ViewResponse.FromString,
             options,
             channel_credentials,
             insecure,

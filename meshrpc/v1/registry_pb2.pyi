@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Instance(_message.Message):
-    __slots__ = ("id", "service", "namespace", "address", "version", "zone", "weight", "labels", "pid", "incarnation", "health", "draining", "load")
+    __slots__ = ("id", "service", "namespace", "address", "version", "zone", "weight", "labels", "pid", "incarnation", "health", "draining", "load", "permanent")
     class Health(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         HEALTH_UNSPECIFIED: _ClassVar[Instance.Health]
@@ -50,6 +50,7 @@ class Instance(_message.Message):
     HEALTH_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    PERMANENT_FIELD_NUMBER: _ClassVar[int]
     id: str
     service: str
     namespace: str
@@ -63,7 +64,8 @@ class Instance(_message.Message):
     health: Instance.Health
     draining: bool
     load: Instance.Load
-    def __init__(self, id: _Optional[str] = ..., service: _Optional[str] = ..., namespace: _Optional[str] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., zone: _Optional[str] = ..., weight: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., pid: _Optional[int] = ..., incarnation: _Optional[int] = ..., health: _Optional[_Union[Instance.Health, str]] = ..., draining: _Optional[bool] = ..., load: _Optional[_Union[Instance.Load, _Mapping]] = ...) -> None: ...
+    permanent: bool
+    def __init__(self, id: _Optional[str] = ..., service: _Optional[str] = ..., namespace: _Optional[str] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., zone: _Optional[str] = ..., weight: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., pid: _Optional[int] = ..., incarnation: _Optional[int] = ..., health: _Optional[_Union[Instance.Health, str]] = ..., draining: _Optional[bool] = ..., load: _Optional[_Union[Instance.Load, _Mapping]] = ..., permanent: _Optional[bool] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("instance", "lease_seconds")
@@ -104,6 +106,20 @@ class DrainRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., service: _Optional[str] = ..., id: _Optional[str] = ...) -> None: ...
 
 class DrainResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class UndrainRequest(_message.Message):
+    __slots__ = ("namespace", "service", "id")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    service: str
+    id: str
+    def __init__(self, namespace: _Optional[str] = ..., service: _Optional[str] = ..., id: _Optional[str] = ...) -> None: ...
+
+class UndrainResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
@@ -150,3 +166,27 @@ class ListInstancesResponse(_message.Message):
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
     instances: _containers.RepeatedCompositeFieldContainer[Instance]
     def __init__(self, instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ...) -> None: ...
+
+class ListFindingsRequest(_message.Message):
+    __slots__ = ("namespace", "service")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    service: str
+    def __init__(self, namespace: _Optional[str] = ..., service: _Optional[str] = ...) -> None: ...
+
+class ListFindingsResponse(_message.Message):
+    __slots__ = ("findings",)
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    findings: _containers.RepeatedCompositeFieldContainer[Finding]
+    def __init__(self, findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...
+
+class Finding(_message.Message):
+    __slots__ = ("problem", "id", "detail")
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    problem: str
+    id: str
+    detail: str
+    def __init__(self, problem: _Optional[str] = ..., id: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...

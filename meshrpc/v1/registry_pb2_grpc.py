@@ -51,6 +51,11 @@ class RegistryStub:
                 request_serializer=meshrpc_dot_v1_dot_registry__pb2.DrainRequest.SerializeToString,
                 response_deserializer=meshrpc_dot_v1_dot_registry__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.Undrain = channel.unary_unary(
+                '/meshrpc.v1.Registry/Undrain',
+                request_serializer=meshrpc_dot_v1_dot_registry__pb2.UndrainRequest.SerializeToString,
+                response_deserializer=meshrpc_dot_v1_dot_registry__pb2.UndrainResponse.FromString,
+                _registered_method=True)
         self.Deregister = channel.unary_unary(
                 '/meshrpc.v1.Registry/Deregister',
                 request_serializer=meshrpc_dot_v1_dot_registry__pb2.DeregisterRequest.SerializeToString,
@@ -65,6 +70,11 @@ class RegistryStub:
                 '/meshrpc.v1.Registry/ListInstances',
                 request_serializer=meshrpc_dot_v1_dot_registry__pb2.ListInstancesRequest.SerializeToString,
                 response_deserializer=meshrpc_dot_v1_dot_registry__pb2.ListInstancesResponse.FromString,
+                _registered_method=True)
+        self.ListFindings = channel.unary_unary(
+                '/meshrpc.v1.Registry/ListFindings',
+                request_serializer=meshrpc_dot_v1_dot_registry__pb2.ListFindingsRequest.SerializeToString,
+                response_deserializer=meshrpc_dot_v1_dot_registry__pb2.ListFindingsResponse.FromString,
                 _registered_method=True)
 
 
@@ -95,6 +105,13 @@ class RegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Undrain(self, request, context):
+        """Takes the mark back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Deregister(self, request, context):
         """Removes the record. Answers once every subscriber has acknowledged, or after
         `acknowledge_within_seconds`.
@@ -111,6 +128,13 @@ class RegistryServicer:
 
     def ListInstances(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFindings(self, request, context):
+        """What is wrong with a service's records.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -133,6 +157,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     request_deserializer=meshrpc_dot_v1_dot_registry__pb2.DrainRequest.FromString,
                     response_serializer=meshrpc_dot_v1_dot_registry__pb2.DrainResponse.SerializeToString,
             ),
+            'Undrain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Undrain,
+                    request_deserializer=meshrpc_dot_v1_dot_registry__pb2.UndrainRequest.FromString,
+                    response_serializer=meshrpc_dot_v1_dot_registry__pb2.UndrainResponse.SerializeToString,
+            ),
             'Deregister': grpc.unary_unary_rpc_method_handler(
                     servicer.Deregister,
                     request_deserializer=meshrpc_dot_v1_dot_registry__pb2.DeregisterRequest.FromString,
@@ -147,6 +176,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.ListInstances,
                     request_deserializer=meshrpc_dot_v1_dot_registry__pb2.ListInstancesRequest.FromString,
                     response_serializer=meshrpc_dot_v1_dot_registry__pb2.ListInstancesResponse.SerializeToString,
+            ),
+            'ListFindings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFindings,
+                    request_deserializer=meshrpc_dot_v1_dot_registry__pb2.ListFindingsRequest.FromString,
+                    response_serializer=meshrpc_dot_v1_dot_registry__pb2.ListFindingsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -243,6 +277,33 @@ class Registry:
             _registered_method=True)
 
     @staticmethod
+    def Undrain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshrpc.v1.Registry/Undrain',
+            meshrpc_dot_v1_dot_registry__pb2.UndrainRequest.SerializeToString,
+            meshrpc_dot_v1_dot_registry__pb2.UndrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Deregister(request,
             target,
             options=(),
@@ -313,6 +374,33 @@ class Registry:
             '/meshrpc.v1.Registry/ListInstances',
             meshrpc_dot_v1_dot_registry__pb2.ListInstancesRequest.SerializeToString,
             meshrpc_dot_v1_dot_registry__pb2.ListInstancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFindings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshrpc.v1.Registry/ListFindings',
+            meshrpc_dot_v1_dot_registry__pb2.ListFindingsRequest.SerializeToString,
+            meshrpc_dot_v1_dot_registry__pb2.ListFindingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

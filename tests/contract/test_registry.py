@@ -8,29 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import random
 import threading
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
 from meshrpc.control.server import ControlServer
-from meshrpc.errors import ReadOnlyRegistry, StaleIncarnation
+from meshrpc.errors import ReadOnlyRegistry, RegistryError, StaleIncarnation
 from meshrpc.load_report import LoadReport
 from meshrpc.registry.consul import ConsulRegistry
+from meshrpc.registry.dns import DnsRegistry
+from meshrpc.registry.dns_url import Domain
 from meshrpc.registry.embedded import EmbeddedRegistry
+from meshrpc.registry.file import FileRegistry
+from meshrpc.registry.file_document import SCHEMA
 from meshrpc.registry.instance import Health, Instance, State
 from meshrpc.registry.memory import MemoryRegistry
 from meshrpc.registry.registry import LEASE, Registry, Snapshot
 from meshrpc.registry.static import StaticRegistry
 from meshrpc.subscription import Subscription
 from meshrpc.v1 import control_pb2
+from tests.consul import SELDOM
+from tests.dns_server import DnsServer, Zone
 
 WRITABLE = ["memory", "embedded", pytest.param("consul", marks=pytest.mark.consul)]
-READABLE = [*WRITABLE, "static"]
+READABLE = [*WRITABLE, "static", "file", "dns"]
 
 Open = Callable[[str], AbstractAsyncContextManager[Registry]]
 
@@ -59,8 +67,8 @@ def consul_place(consul_url) -> Place:
         """Consul's own time passes: the tests wait for what it does."""
 
     return Place(
-        lambda namespace: ConsulRegistry(consul_url, namespace),
-        lambda namespace: ConsulRegistry(consul_url, namespace, lease=1.0),
+        lambda namespace: ConsulRegistry(consul_url, namespace, check_every=SELDOM),
+        lambda namespace: ConsulRegistry(consul_url, namespace, lease=1.0, check_every=SELDOM),
         run_out,
     )
 
@@ -82,8 +90,9 @@ class _Embedded(EmbeddedRegistry):
 
 
 @pytest.fixture
-def control_address():
+def control_address(monkeypatch):
     """A control service in a thread, so that its tasks are not among the test's."""
+    monkeypatch.setattr("meshrpc.control.server.RECOVERY", 0.0)  # leases run out at once
     started: concurrent.futures.Future[str] = concurrent.futures.Future()
     ends: concurrent.futures.Future = concurrent.futures.Future()
 
@@ -154,6 +163,15 @@ class Watched:
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         self.snapshots.append(snapshot)
         self._told.set()
+
+    async def until_ids(self, *ids: str) -> None:
+        """Wait until these are all there is, whatever they say."""
+        async with asyncio.timeout(30):
+            while not self.snapshots or ids != tuple(
+                each.id for each in self.snapshots[-1].instances
+            ):
+                self._told.clear()
+                await self._told.wait()
 
     async def until(self, *instances: Instance) -> None:
         """Wait until these are all there is."""
@@ -268,6 +286,79 @@ async def test_a_draining_instance_stays_listed_and_marked(place, instance):
         assert await registry.instances(instance.service) == (draining,)
 
 
+async def test_a_mark_is_taken_back(place, instance):
+    """Whoever drained an instance may think better of it; twice is no error."""
+    async with place.open("default") as registry:
+        watched = Watched(registry, instance.service)
+        await registry.register(instance)
+        await registry.drain(instance)
+        await watched.until(replace(instance, state=State.DRAINING))
+        await registry.undrain(instance)
+        await watched.until(instance)
+        await registry.undrain(instance)
+        assert await registry.renew(instance)
+        assert await registry.instances(instance.service) == (instance,)
+
+
+async def test_a_mark_outlives_what_the_instance_says_until_it_comes_back_anew(place, instance):
+    """An operator's drain holds while a changed load is told; the next incarnation is fresh."""
+    heavier = replace(instance, weight=9)
+    anew = replace(instance, incarnation=instance.incarnation + 1)
+    async with place.open("default") as registry:
+        watched = Watched(registry, instance.service)
+        await registry.register(instance)
+        await registry.drain(instance)
+        await registry.register(heavier)
+        await watched.until(replace(heavier, state=State.DRAINING))
+        await registry.register(anew)
+        await watched.until(anew)
+
+
+async def test_a_record_made_by_hand_needs_no_renewal(place, instance):
+    """It stays while leases of others run out, until somebody deregisters it."""
+    by_hand = replace(instance, id="by-hand", permanent=True)
+    async with place.open_brief("default") as registry:
+        watched = Watched(registry, instance.service)
+        await registry.register(instance)
+        await registry.register(by_hand)
+        await watched.until_ids("by-hand", instance.id)
+        await place.run_out()
+        await watched.until_ids("by-hand")
+        (listed,) = await registry.instances(instance.service)
+        assert (listed.id, listed.address, listed.permanent) == ("by-hand", by_hand.address, True)
+        await registry.deregister(by_hand)
+        await watched.until()
+
+
+async def test_who_left_by_its_own_word_is_told_where_the_registry_can(place, instance):
+    """Its absence is certain, unlike that of one whose lease ran out, until it is back."""
+    other = replace(instance, id="payment-2")
+    async with place.open_brief("default") as registry:
+        if not registry.acknowledges:
+            pytest.skip("its watchers see the mark that an instance sets before it goes")
+        watched = Watched(registry, instance.service)
+        await registry.register(instance)
+        await registry.register(other)
+        await registry.deregister(instance)
+        await watched.until_ids(other.id)
+        assert watched.snapshots[-1].departed == {instance.id}
+        await place.run_out()
+        await watched.until()
+        assert watched.snapshots[-1].departed == {instance.id}
+        await registry.register(instance)
+        await watched.until(instance)
+        assert watched.snapshots[-1].departed == frozenset()
+
+
+async def test_nothing_is_found_wrong_with_what_has_just_registered(place, instance):
+    """Nor with a service that nobody serves."""
+    async with place.open("default") as registry:
+        await registry.register(instance)
+        await Watched(registry, instance.service).until(instance)
+        assert await registry.findings(instance.service) == ()
+        assert await registry.findings(f"{instance.service}-other") == ()
+
+
 async def test_a_deregistered_instance_is_gone(place, instance):
     """Watchers let go of it, before `deregister` returns where the registry says so."""
     async with place.open("default") as registry:
@@ -379,12 +470,35 @@ async def test_closing_a_registry_leaves_no_task_behind(place, instance):
 # Registries that only list.
 
 
+@contextlib.asynccontextmanager
+async def _listed(kind: str, service: str, addresses: list[str], folder: Path):
+    """Open a registry of a kind that somebody else fills."""
+    async with contextlib.AsyncExitStack() as exits:
+        match kind:
+            case "static":
+                registry = StaticRegistry({service: addresses})
+            case "file":
+                file = folder / "services.yaml"
+                text = f"schema: {SCHEMA}\nservices: {{{service}: [{', '.join(addresses)}]}}\n"
+                file.write_text(text)
+                registry = FileRegistry(f"file://{file}")
+            case _:
+                zone = Zone()
+                ports = [address.rpartition(":")[2] for address in addresses]
+                zone.put(f"{service}.test", "SRV", *(f"1 1 {port} a.test." for port in ports))
+                zone.put("a.test", "A", "127.0.0.1")
+                server = await exits.enter_async_context(DnsServer(zone))
+                url = "dns://{}:{}/test".format(*server.address)
+                registry = DnsRegistry(Domain.parse(url))
+        yield await exits.enter_async_context(registry)
+
+
 @pytest.fixture(params=READABLE)
-async def listing(request, service):
+async def listing(request, service, tmp_path):
     """An open registry with one service of two instances, at ports 5001 and 5002."""
     addresses = ["127.0.0.1:5002", "127.0.0.1:5001"]
-    if request.param == "static":
-        async with StaticRegistry({service: addresses}) as registry:
+    if request.param in ("static", "file", "dns"):
+        async with _listed(request.param, service, addresses, tmp_path) as registry:
             yield registry
         return
     async with request.getfixturevalue(f"{request.param}_place").open("default") as registry:
@@ -403,14 +517,22 @@ async def test_every_registry_lists_and_watches(listing, service):
     assert [each.address for each in snapshot.instances] == ["127.0.0.1:5001", "127.0.0.1:5002"]
     assert [each.load for each in snapshot.instances] == [None, None]  # nobody told any
     assert await listing.instances(service) == snapshot.instances
-    assert service in await listing.services()
+    if isinstance(listing, DnsRegistry):
+        with pytest.raises(RegistryError, match="cannot list"):
+            await listing.services()
+    else:
+        assert service in await listing.services()
     assert await listing.instances("nobody") == ()
+    assert await listing.findings("nobody") == ()
     watch.close()
 
 
 async def test_a_static_registry_registers_nobody(instance):
     """Each change is refused in words that say why."""
     async with StaticRegistry({"payment": ["127.0.0.1:5001"]}) as registry:
-        for change in (registry.register, registry.renew, registry.drain, registry.deregister):
+        for change in (
+            *(registry.register, registry.renew, registry.deregister),
+            *(registry.drain, registry.undrain),
+        ):
             with pytest.raises(ReadOnlyRegistry, match="fixed list"):
                 await change(instance)

@@ -18,6 +18,13 @@ ROOT = Path(__file__).parents[2]
         ["pick.py", "--rounds", "1"],
         ["limiter.py", "--rounds", "1"],
         ["registered.py", "--instances", "200", "--turns", "1", "--rounds", "1"],
+        pytest.param(
+            [
+                *("registry.py", "--instances", "200", "--services", "20", "--watchers", "5"),
+                *("--changes", "3", "--snapshots", "1", "--runs", "1", "--seconds", "0.5"),
+            ],
+            marks=pytest.mark.soak,
+        ),
     ],
     ids=lambda command: command[0],
 )

@@ -319,7 +319,7 @@ async def call(address, method, *arguments, **options):
 
 INSTANCE_KEYS = [
     *("id", "service", "namespace", "address", "version", "zone", "weight", "labels", "pid"),
-    *("health", "state", "load"),
+    *("health", "state", "permanent", "load"),
 ]
 
 
@@ -379,6 +379,33 @@ async def test_an_unknown_service_is_named_with_those_there_are(shop):
     )
 
 
+async def test_a_caller_says_what_it_makes_of_the_instances(shop):
+    """The order process, once it has called, lists both payments with its connections to them; of
+    a service that it does not call it has no view."""
+    order = (await meshrpc("registry", "instances", "order", "-o", "json", control=shop)).json()
+    item = {"sku": "mug", "quantity": 1, "unit_price": 100}
+    request = {"request_id": "seen", "customer": "c", "items": [item], "currency": "EUR"}
+    method = "order.v1.OrderService/CreateOrder"
+    created = await meshrpc("call", "order", method, "-d", json.dumps(request), control=shop)
+    assert created.code == 0, created
+    view = ("registry", "instances", "payment", "--as-seen-by", order[0]["id"])
+    seen = (await meshrpc(*view, "-o", "json", control=shop)).json()
+    assert len(seen) == 2
+    for instance in seen:
+        assert list(instance) == [*INSTANCE_KEYS, "connectivity", "pending"]
+        assert (instance["state"], instance["pending"]) == ("active", 0)
+    assert "ready" in {instance["connectivity"] for instance in seen}
+    drained = seen[0]["id"]
+    assert (await meshrpc("registry", "drain", drained, "--yes", control=shop)).code == 0
+    async with asyncio.timeout(PATIENCE):
+        while (await meshrpc(*view, "-o", "json", control=shop)).json()[0]["state"] != "draining":
+            pass
+    assert (await meshrpc("registry", "undrain", drained, "--yes", control=shop)).code == 0
+    other = ("registry", "instances", "order", *view[3:])
+    said = (await meshrpc(*other, control=shop)).error()
+    assert said.startswith(f"{order[0]['id']} does not call 'order'")
+
+
 @pytest.mark.parametrize("names", [["echo"], []], ids=["one", "all"])
 async def test_watch_prints_each_change_until_it_is_interrupted(control, names):
     """An instance of a service that was unknown at first comes, changes, drains and goes: four
@@ -420,6 +447,12 @@ async def test_watch_prints_each_change_until_it_is_interrupted(control, names):
     assert [line["change"] for line in lines] == ["added", "changed", "draining", "removed"]
     assert [line["weight"] for line in lines] == [1, 2, 2, 2]
     assert [line["state"] for line in lines[:3]] == ["active", "active", "draining"]
+    assert [line["changes"] for line in lines] == [
+        {},
+        {"weight": [1, 2]},
+        {"state": ["active", "draining"]},
+        {},
+    ]
     assert {line["id"] for line in lines} == {"echo-1"}
 
 

@@ -1,8 +1,15 @@
 """The fleets that the fault tests break: started once, mended before each test."""
 
+import asyncio
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+
 import pytest
 
+from tests import consul
 from tests.faults.network import LOCAL, Namespace
+from tests.faults.registries import ConsulRig, EmbeddedRig
 from tests.faults.rig import Rig
 
 
@@ -54,3 +61,29 @@ def chain(started):
     leaf = started("leaf", 2)
     middle = started("middle", 2, calls="leaf")
     return started("front", 2, calls="middle"), middle, leaf
+
+
+def of_all_kinds(exits, lease):
+    """Return a rig of each kind of registry, started side by side."""
+    rigs = [EmbeddedRig(lease)]
+    binary = consul.find()
+    if binary is not None:
+        rigs.append(ConsulRig(binary, lease))
+    with ThreadPoolExecutor() as threads:
+        started = [threads.submit(exits.enter_context, rig) for rig in rigs]
+    return [each.result() for each in started]
+
+
+@pytest.fixture(scope="package")
+def holding():
+    """Return registries of all kinds whose fleets hold such leases, started when asked for first."""
+    with contextlib.ExitStack() as exits:
+        yield cache(partial(of_all_kinds, exits))
+
+
+@pytest.fixture
+async def registries(request, holding):
+    """Registries of all kinds, mended; the parameter: seconds of leases, None for the usual ones."""
+    rigs = holding(request.param)
+    await asyncio.gather(*(rig.mended() for rig in rigs))
+    return rigs

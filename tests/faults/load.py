@@ -16,6 +16,7 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 import grpc.aio
@@ -30,6 +31,8 @@ DEADLINE = 1.0
 RATE = 200.0
 ROUND_ROBIN = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 READY_WITHIN = 10.0
+STOOD_STILL = 0.5
+"""Seconds for which an event loop is late when its process hardly runs."""
 ADMITTED = Admission.ADMITTED
 LOOK_EVERY = 0.05
 
@@ -69,15 +72,18 @@ class MeshArm:
 
     name = "mesh"
 
-    def __init__(self, fleet):
+    def __init__(self, fleet, *, notes=True):
+        """`notes`: its attempts are noted. Of the arms of one process one can have that at a time."""
         self._fleet = fleet
         self.attempts = []
-        self._mesh = meshrpc.Mesh("caller", control=fleet.rig.control, rng=random.Random(7))
+        self._notes = notes
+        self._mesh = meshrpc.Mesh("caller", rng=random.Random(7), **fleet.rig.membership)
         self._exits = contextlib.AsyncExitStack()
 
     async def __aenter__(self):
         async with contextlib.AsyncExitStack() as exits:
-            exits.enter_context(self._noted())
+            if self._notes:
+                exits.enter_context(self._noted())
             await exits.enter_async_context(self._mesh)
             self.channel = self._mesh.channel(self._fleet.service)
             await self.channel.channel_ready()
@@ -194,6 +200,7 @@ class Load:
     methods: tuple[str, ...]
     seed: int
     calls: list[Call] = field(default_factory=list)
+    deadline: float = DEADLINE
 
     async def run(self, over):
         """Make calls until `over` is set, and return when the last one has ended."""
@@ -214,13 +221,24 @@ class Load:
     async def _make(self, call, stub):
         call.started = time.monotonic()
         try:
-            await stub(f"{self.arm.name} {call.number}".encode(), timeout=DEADLINE)
+            await stub(f"{self.arm.name} {call.number}".encode(), timeout=self.deadline)
         except grpc.aio.AioRpcError as error:
             call.ended = time.monotonic()
             call.code, call.details = error.code(), error.details() or ""
         else:
             call.ended = time.monotonic()
             call.code = grpc.StatusCode.OK
+
+    def failed_by(self, lag, *methods):
+        """Return those that failed, and not because this process, or its machine, stood still.
+
+        Just before, that may be too: the calls that were due meanwhile start all at once.
+        """
+        return [
+            call
+            for call in self.failed(*methods)
+            if lag.between(call.started - 1.0, call.ended) < STOOD_STILL
+        ]
 
     def meant(self, begin=0.0, end=math.inf):
         """Return the calls meant to start in this time."""
@@ -305,9 +323,18 @@ class Run:
 
 
 @contextlib.asynccontextmanager
-async def running(fleet, *, rate=RATE, arms=("mesh", "bare"), methods=(GET, PUT), seed=1):
+async def running(
+    fleet,
+    *,
+    rate=RATE,
+    arms=("mesh", "bare"),
+    methods=(GET, PUT),
+    seed=1,
+    deadline=DEADLINE,
+    notes=True,
+):
     """Put a load on a fleet for as long as the block lasts, and give the `Run`."""
-    kinds = {"mesh": MeshArm, "bare": BareArm}
+    kinds = {"mesh": partial(MeshArm, notes=notes), "bare": BareArm}
     async with contextlib.AsyncExitStack() as exits:
         lag = Lag()
         live = {name: await exits.enter_async_context(kinds[name](fleet)) for name in arms}
@@ -315,7 +342,9 @@ async def running(fleet, *, rate=RATE, arms=("mesh", "bare"), methods=(GET, PUT)
         exits.callback(measuring.cancel)
         over = asyncio.Event()
         loads = {
-            name: Load(arm, rate, methods, seed)  # the same calls at the same times
+            name: Load(
+                arm, rate, methods, seed, deadline=deadline
+            )  # the same calls at the same times
             for name, arm in live.items()
         }
         run = Run(fleet, time.monotonic(), loads, lag, live)

@@ -14,7 +14,6 @@ import os
 import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.network import LOCAL
+from tests.faults.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0
@@ -101,6 +101,8 @@ class Rig:
     def __init__(self, network=LOCAL):
         self.network = network
         """Where instances with an address of their own stand."""
+        self.control = ""
+        """Where the control service listens, once it has."""
         self._exits = contextlib.ExitStack()
 
     def __enter__(self):
@@ -112,23 +114,41 @@ class Rig:
                 "MESHRPC_STATE_DIR": str(self.folder),
                 "GRPC_VERBOSITY": "NONE",
             }
-            ports = ("--listen", f"{self.network.anywhere}:0", "--http", "127.0.0.1:0")
-            store = ("--store", f"sqlite:{self.folder / 'control.db'}", "--insecure")
-            self.control_process = Process(
-                "control",
-                (sys.executable, "-m", "meshrpc", "control", *ports, *store),
-                self.folder,
-                self.environment,
-            )
-            exits.callback(self.control_process.end)
-            port = re.search(r"grpc \S+:(\d+),", self.control_process.line())[1]
-            self.control = f"{self.network.here}:{port}"
+            self.start_control()
+            exits.callback(self.end_control)
             self.environment["MESHRPC_CONTROL"] = self.control
             self._exits = exits.pop_all()
         return self
 
     def __exit__(self, *error):
         self._exits.close()
+
+    def start_control(self):
+        """Start the control service: where it was, with what it knew, if it has been before."""
+        port = self.control.rpartition(":")[2] or free_port()
+        ports = ("--listen", f"{self.network.anywhere}:{port}", "--http", "127.0.0.1:0")
+        store = ("--store", f"sqlite:{self.folder / 'control.db'}", "--insecure")
+        self.control_process = Process(
+            "control",
+            (sys.executable, "-m", "meshrpc", "control", *ports, *store),
+            self.folder,
+            self.environment,
+        )
+        try:
+            port = re.search(r"grpc \S+:(\d+),", self.control_process.line())[1]
+        except BaseException:
+            self.control_process.end()
+            raise
+        self.control = f"{self.network.here}:{port}"
+
+    def end_control(self):
+        """Kill the control service."""
+        self.control_process.end()
+
+    @property
+    def membership(self):
+        """The settings of a member of the mesh that calls from this process."""
+        return {"control": self.control, "state_dir": self.folder}
 
     def policy(self, *arguments, document=""):
         """Run `meshrpc policy ...`, with a document on stdin."""
@@ -144,12 +164,11 @@ class Rig:
         if done.returncode:
             raise RigError(f"meshrpc policy {' '.join(arguments)}: {done.stderr}")
 
-    def fleet(self, service, count=4, *, wired=False, apart=0, calls=None, environment=None):
+    def fleet(self, service, count=4, *, wired=False, apart=0, **options):
         """Start a service of `count` instances and return when all are registered.
 
         `wired`: each behind a TCP proxy. `apart`: so many of them in the network of the rig, not on
-        loopback. `calls`: the service that each of its handlers calls. `environment`: what their
-        processes are started with besides.
+        loopback. `options`: see `Victim`.
         """
         wires = None
         ports = []
@@ -161,7 +180,7 @@ class Rig:
         victims = []
         for number in range(count):
             place = self.network if number < apart else LOCAL
-            victim = Victim(self, service, number, place, calls, environment or {})
+            victim = Victim(self, service, number, place, **options)
             if wires is not None:
                 victim.wire = Wire(wires, number, ports[number])
                 wires.tell(f"{number} {victim.listen}")
@@ -197,24 +216,40 @@ class Execution:
 
 
 class Victim:
-    """An instance."""
+    """An instance.
 
-    def __init__(self, rig, service, number, place, calls, environment):
-        self.id = f"{service}-{number + 1}"
+    `calls`: the service that each of its handlers calls. `environment`: what its process is started
+    with besides. `lease`: seconds of its lease, if not the usual ones. `renames`: whether it has
+    another id each time it is started.
+    """
+
+    def __init__(
+        self,
+        rig,
+        service,
+        number,
+        place=LOCAL,
+        *,
+        calls=None,
+        environment=None,
+        lease=None,
+        renames=False,
+    ):
+        self.id = self._name = f"{service}-{number + 1}"
         self.place = place
         self.wire = None
         self._rig = rig
         self._service = service
         self._calls = calls
-        self._environment = {**rig.environment, **environment}
+        self._lease = lease
+        self._renames = renames
+        self._launches = 0
+        self._environment = {**rig.environment, **(environment or {})}
         self._log = rig.folder / f"{self.id}.calls"
         self._log.touch()
         self._process = None
         self._is_frozen = False
-        # Free now, and nobody else's soon: the kernel goes round before it gives one out again.
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.listen = f"{place.there}:{free.getsockname()[1]}"
+        self.listen = f"{place.there}:{free_port()}"
 
     def __repr__(self):
         return f"<Victim {self.id} {self.address}>"
@@ -232,10 +267,15 @@ class Victim:
         """Start its process; `wait` returns when it is registered."""
         if self._process is not None:
             self._process.end()
+            self._launches += 1
+            if self._renames:
+                self.id = f"{self._name}.{self._launches}"
         command = [sys.executable, "-m", "tests.faults.victim", self._service, self.id, self._log]
         command += ["--listen", self.listen, "--advertise", self.address]
         if self._calls is not None:
             command += ["--calls", self._calls]
+        if self._lease is not None:
+            command += ["--lease", str(self._lease)]
         self._process = Process(
             self.id, [*self.place.entering, *command], self._rig.folder, self._environment
         )

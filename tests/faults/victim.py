@@ -9,13 +9,16 @@ else happens: `<monotonic seconds> <method> <call>`.
 import argparse
 import asyncio
 import os
-import sys
 import time
 
 import grpc
 
 import meshrpc
+from meshrpc.registry import registration
+from meshrpc.registry.embedded import EmbeddedRegistry
+from meshrpc.registry.registry import LEASE
 from tests.faults.methods import GET, PUT, SERVICE
+from tests.faults.words import say, told
 
 TAKES = 0.02
 """Seconds of a handler that works."""
@@ -60,7 +63,18 @@ def handler(behaviour, method):
     return grpc.unary_unary_rpc_method_handler(handle)
 
 
+def shorten(lease):
+    """Let instances of this process hold leases of so many seconds, and renew them as often."""
+    from meshrpc.registry.consul import ConsulRegistry  # noqa: PLC0415 - takes its time
+
+    for kind in (ConsulRegistry, EmbeddedRegistry):
+        kind.__init__.__kwdefaults__["lease"] = lease
+    registration.RENEW_EVERY *= lease / LEASE
+
+
 async def main(given):
+    if given.lease:
+        shorten(given.lease)
     service = meshrpc.Service(
         given.service, listen=given.listen, advertise=given.advertise, grace=0.5
     )
@@ -80,19 +94,10 @@ async def main(given):
         if following is not None:
             following.get_state(try_to_connect=True)
         say("ready")
-        words = asyncio.StreamReader()
-        await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(words), sys.stdin
-        )
-        while word := (await words.readline()).decode().strip():
+        async for word in told():
             behaviour.word = word
             say(word)
         os._exit(0)  # the tests are over, or have died: nobody is left to drain for
-
-
-def say(word):
-    sys.stdout.write(f"{word}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":
@@ -103,4 +108,5 @@ if __name__ == "__main__":
     parser.add_argument("--listen", required=True)
     parser.add_argument("--advertise")
     parser.add_argument("--calls")
+    parser.add_argument("--lease", type=float)
     asyncio.run(main(parser.parse_args()))

@@ -10,7 +10,7 @@ import sys
 from meshrpc.clock import SYSTEM_CLOCK
 from meshrpc.testing.faults import blackhole, refuse
 from meshrpc.testing.proxy import Proxy
-from tests.faults.victim import say
+from tests.faults.words import say, told
 
 FAULTS = {"none": lambda: None, "blackhole": blackhole, "refuse": refuse}
 
@@ -18,11 +18,7 @@ FAULTS = {"none": lambda: None, "blackhole": blackhole, "refuse": refuse}
 async def main(count):
     proxies = [Proxy(SYSTEM_CLOCK, lambda: None) for _ in range(count)]
     say(" ".join(str(proxy.port) for proxy in proxies))
-    words = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(words), sys.stdin
-    )
-    while line := (await words.readline()).decode().strip():
+    async for line in told():
         number, _, word = line.partition(" ")
         proxy = proxies[int(number)]
         if ":" in word:

@@ -8,13 +8,13 @@ import pytest
 
 import meshrpc
 from meshrpc.testing import refuse
-from meshrpc.wire import NOT_EXECUTED
+from meshrpc.wire import NOT_EXECUTED, WRONG_TARGET
 from services.payment.v1 import payment_pb2, payment_pb2_grpc
 from tests.echo import ready
 
 PAYMENT = payment_pb2.DESCRIPTOR.services_by_name["PaymentService"]
 REQUEST = payment_pb2.GetPaymentRequest(payment_id="p-1")
-UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
 LIMITED = """
     schema: meshrpc.policy/v1
     service: payment
@@ -111,6 +111,28 @@ async def test_retries_end_where_the_budget_does(local_mesh, payment, get):
         await local_mesh.clock.run(get(REQUEST).code())
         await local_mesh.clock.advance(0.2)
     assert len(payment.calls()) == 30 + 10
+
+
+async def test_a_call_that_came_to_the_wrong_address_goes_on_for_nothing(local_mesh, payment, get):
+    """It says nothing of anybody's load, and another instance is there; once for each call."""
+    local_mesh.policy("""
+        schema: meshrpc.policy/v1
+        service: payment
+        balancer: round_robin
+        outlier: {max_ejected: 0%}
+        retry_budget: {ratio: 0%, min_per_second: 0}
+    """)
+    await local_mesh.clock.run(get(REQUEST).code())
+    while control_of(local_mesh).budget.withdraw(local_mesh.clock.now()):
+        pass
+    payment[1].fail("GetPayment", UNAVAILABLE, trailing_metadata=((NOT_EXECUTED, WRONG_TARGET),))
+    for _ in range(30):
+        call = get(REQUEST)
+        assert await local_mesh.clock.run(call.code()) is OK
+    payment.fail("GetPayment", UNAVAILABLE, trailing_metadata=((NOT_EXECUTED, WRONG_TARGET),))
+    call = get(REQUEST)
+    assert await local_mesh.clock.run(call.code()) is UNAVAILABLE
+    assert len(call._tried) == 2
 
 
 async def test_an_open_circuit_breaker_refuses_at_once(local_mesh, payment, get):

@@ -625,7 +625,7 @@ async def test_a_record_that_stands_there_twice_is_one_endpoint(mesh, registry):
         await channel.channel_ready()
         tasks = len(asyncio.all_tasks())
         other = replace(one.instance, id="other")
-        channel.bound()._on_snapshot(Snapshot("echo", (one.instance, other, other)))
+        channel.bound().discovery.take_in(Snapshot("echo", (one.instance, other, other)))
         assert len(channel.bound().endpoints) == 2
         assert len(asyncio.all_tasks()) == tasks + 1
 
@@ -699,7 +699,7 @@ async def test_a_registry_that_never_answers_is_not_waited_for_for_ever(monkeypa
     """Without a deadline a call gives up after some seconds, and says what it knows nothing of."""
     monkeypatch.setattr("meshrpc.client.destination.ANSWER_WITHIN", 0.05)
     async with meshrpc.Mesh("shell", control="127.0.0.1:9") as mesh:
-        with pytest.raises(grpc.aio.AioRpcError, match="registry has not answered") as raised:
+        with pytest.raises(grpc.aio.AioRpcError, match="cannot reach the control") as raised:
             await mesh.channel("echo").unary_unary(PLAIN)(b"")
         assert raised.value.code() is UNAVAILABLE
 

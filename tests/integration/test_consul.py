@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import http.client
-import json
 import logging
 import random
 import socket
+import time
 import uuid
+from collections import Counter
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
 
+from meshrpc.clock import SystemClock
 from meshrpc.errors import RegistryError
 from meshrpc.registry.consul import ConsulRegistry
+from meshrpc.registry.finding import Problem
 from meshrpc.registry.instance import Health, Instance, State
 from meshrpc.registry.registration import Registration
-from meshrpc.registry.registry import Snapshot
+from meshrpc.registry.registry import LEASE
 from tests import consul
+from tests.consul import SELDOM, Told
 
 
 @pytest.fixture
@@ -30,33 +34,6 @@ def instance() -> Instance:
         address="127.0.0.1:5001",
         health=Health.SERVING,
     )
-
-
-def put(server: consul.ConsulServer, path: str, body: object = None) -> None:
-    host, _, port = server.address.rpartition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=5)
-    connection.request("PUT", path, json.dumps(body))
-    answer = connection.getresponse()
-    assert answer.status == 200, answer.read()
-    connection.close()
-
-
-class Told:
-    """The last snapshot of a watch, to wait on."""
-
-    def __init__(self) -> None:
-        self.snapshots: list[Snapshot] = []
-        self._told = asyncio.Event()
-
-    def __call__(self, snapshot: Snapshot) -> None:
-        self.snapshots.append(snapshot)
-        self._told.set()
-
-    async def until(self, *instances: Instance) -> None:
-        async with asyncio.timeout(30):
-            while not self.snapshots or self.snapshots[-1].instances != instances:
-                self._told.clear()
-                await self._told.wait()
 
 
 class Logged(logging.Handler):
@@ -115,21 +92,26 @@ async def test_a_registry_that_is_not_open_says_so(instance):
         registry.watch(instance.service, Told())
 
 
-async def test_something_else_at_the_address_is_an_error_not_an_answer():
-    """A web server's page is no list of services."""
+_PAGE = b"HTTP/1.1 200 OK\r\nContent-Length: 18\r\nConnection: close\r\n\r\n<html>hello</html>"
+_SETTINGS = b"\0\0\6\4\0\0\0\0\0\0\5\0\0\x40\0"
+
+
+@pytest.mark.parametrize("said", [_PAGE, _SETTINGS], ids=["page", "http2"])
+async def test_something_else_at_the_address_is_an_error_not_an_answer(said):
+    """A web server's page is no list of services, nor does a gRPC server answer HTTP/1."""
 
     async def answer(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
-        page = b"<html>hello</html>"
-        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(page)}\r\nConnection: close\r\n\r\n"
-        writer.write(head.encode() + page)
+        writer.write(said)
         await writer.drain()
         writer.close()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         async with ConsulRegistry(f"consul://127.0.0.1:{port}") as registry:
-            with pytest.raises(RegistryError, match=f"Consul at 127.0.0.1:{port} refused"):
+            with pytest.raises(
+                RegistryError, match=f"no usable answer from Consul at 127.0.0.1:{port}"
+            ):
                 await registry.services()
 
 
@@ -137,7 +119,7 @@ async def test_something_else_at_the_address_is_an_error_not_an_answer():
 async def test_watches_outlive_a_consul_that_restarts_empty(consul_binary, instance):
     """What was known is kept while it is away, and what is registered again afterwards is seen."""
     with consul.ConsulServer() as server:
-        async with ConsulRegistry(server.url, rng=random.Random(5)) as registry:
+        async with ConsulRegistry(server.url, check_every=SELDOM, rng=random.Random(5)) as registry:
             told = Told()
             registry.watch(instance.service, told)
             await registry.register(instance)
@@ -170,7 +152,10 @@ async def test_a_lost_lease_wakes_watches_that_wait_for_an_old_index(consul_serv
             self.waiting.set()
             return await super()._query(service, 10**12)
 
-    async with Counted(consul_server.url) as registry, ConsulRegistry(consul_server.url) as other:
+    async with (
+        Counted(consul_server.url) as registry,
+        ConsulRegistry(consul_server.url, check_every=SELDOM) as other,
+    ):
         told = Told()
         registry.watch(instance.service, told)
         await told.until()
@@ -187,7 +172,7 @@ async def test_a_registration_finds_its_way_back(consul_binary, instance, monkey
     """The keeper registers the next incarnation with a Consul that lost everything."""
     monkeypatch.setattr("meshrpc.registry.registration.RENEW_EVERY", 0.2)
     with consul.ConsulServer() as server:
-        async with ConsulRegistry(server.url) as registry:
+        async with ConsulRegistry(server.url, check_every=SELDOM) as registry:
             told = Told()
             registry.watch(instance.service, told)
             registration = Registration(registry, instance, rng=random.Random(5))
@@ -206,8 +191,7 @@ async def test_a_registration_finds_its_way_back(consul_binary, instance, monkey
 @pytest.mark.consul
 async def test_what_others_registered_can_be_called(consul_server, instance):
     """A service without our metadata belongs to namespace default, and to no other."""
-    put(
-        consul_server,
+    consul_server.put(
         "/v1/agent/service/register",
         {"Name": instance.service, "ID": "theirs", "Address": "10.0.0.5", "Port": 80},
     )
@@ -224,24 +208,28 @@ async def test_what_others_registered_can_be_called(consul_server, instance):
         assert instance.service in await registry.services()
         assert await staging.instances(instance.service) == ()
         assert "consul" not in await registry.services()
-    put(consul_server, "/v1/agent/service/deregister/theirs")
+    consul_server.put("/v1/agent/service/deregister/theirs")
 
 
 @pytest.mark.consul
 async def test_a_bad_record_is_skipped_with_one_warning(consul_server, instance, caplog):
     """The good ones beside it are used, and the log names what is wrong with it once."""
     bad = {"Name": instance.service, "ID": "bad", "Address": "10.0.0.5"}
-    put(consul_server, "/v1/agent/service/register", bad)
-    async with ConsulRegistry(consul_server.url) as registry:
+    consul_server.put("/v1/agent/service/register", bad)
+    async with ConsulRegistry(consul_server.url, check_every=SELDOM) as registry:
         told = Told()
         registry.watch(instance.service, told)
         await registry.register(instance)
         await told.until(instance)
         await registry.register(replace(instance, weight=2))
         await told.until(replace(instance, weight=2))
+        assert told.snapshots[-1].skipped == ("'bad': 0 is no port",)
+        (finding,) = await registry.findings(instance.service)
+        assert (finding.problem, finding.id) == (Problem.BAD_RECORD, "bad")
+        assert finding.detail == "0 is no port: correct or deregister it"
     messages = [each.getMessage() for each in caplog.records if "skipped" in each.getMessage()]
-    assert messages == [f"{instance.service!r} in Consul: skipped 0 is no port"]
-    put(consul_server, "/v1/agent/service/deregister/bad")
+    assert messages == [f"{instance.service!r} in Consul: skipped 'bad': 0 is no port"]
+    consul_server.put("/v1/agent/service/deregister/bad")
 
 
 @pytest.mark.consul
@@ -264,6 +252,158 @@ async def test_many_watches_leave_room_for_renewals(consul_server, instance):
         await registry.register(instance)
         assert await registry.renew(instance)
         await registry.deregister(instance)
+
+
+@pytest.mark.consul
+async def test_a_mark_revives_no_lease_and_registering_does(consul_server, instance):
+    """Of a check that is registered again Consul keeps the status, so a renewal has to follow."""
+    async with ConsulRegistry(consul_server.url, lease=1.0, check_every=SELDOM) as registry:
+        told = Told()
+        registry.watch(instance.service, told)
+        await registry.register(instance)
+        await told.until(instance)
+        await told.until()
+        (finding,) = await registry.findings(instance.service)
+        assert (finding.problem, finding.id) == (Problem.STALE, instance.id)
+        assert instance.service in await registry.services()  # so that `check` comes upon it
+        await registry.drain(instance)
+        await registry.undrain(instance)
+        assert await registry.renew(instance) is False
+        assert await registry.instances(instance.service) == ()
+        await registry.register(instance)
+        await told.until(instance)
+        assert await registry.renew(instance)
+
+
+@pytest.mark.consul
+async def test_a_renewal_that_is_in_time_is_one_request(consul_server, instance):
+    """Only when much of the lease has passed it is looked first whether it lives."""
+
+    class Looking(ConsulRegistry):
+        looked = 0
+
+        async def _lives(self, instance, check):
+            self.looked += 1
+            return await super()._lives(instance, check)
+
+    clock = SkippingClock()
+    async with Looking(consul_server.url, check_every=SELDOM, clock=clock) as registry:
+        await registry.register(instance)
+        for skip, looked in ((0, 0), (7, 0), (8, 1), (5, 1), (20, 2)):
+            clock.skipped += skip
+            assert await registry.renew(instance)
+            assert registry.looked == looked
+        assert not await registry.renew(replace(instance, incarnation=1))
+        assert registry.looked == 3
+        clock.passes = registry._agent.pass_check
+        registry._agent.pass_check = clock.skip_and_pass
+        assert not await registry.renew(instance)  # it froze, and woke up after the lease's end
+        assert registry.looked == 3
+        await registry.deregister(instance)
+        assert not await registry.renew(instance)
+
+
+class SkippingClock(SystemClock):
+    """The machine's time and what the test adds to it."""
+
+    skipped = 0.0
+
+    def now(self):
+        return time.monotonic() + self.skipped
+
+    async def skip_and_pass(self, check):
+        self.skipped += LEASE
+        return await self.passes(check)
+
+
+@pytest.mark.consul
+async def test_renewals_wake_nobody(consul_server, instance):
+    """A watch asks again when something changes, and not each time a lease is extended."""
+    asked = 0
+
+    class Counted(ConsulRegistry):
+        async def _query(self, service, index):
+            nonlocal asked
+            asked += 1
+            return await super()._query(service, index)
+
+    fleet = [replace(instance, id=str(number)) for number in range(1, 6)]
+    async with Counted(consul_server.url, check_every=SELDOM) as registry:
+        for each in fleet:
+            await registry.register(each)
+        told = Told()
+        registry.watch(instance.service, told)
+        await told.until(*fleet)
+        await asyncio.sleep(0.5)  # what was registered may still be on its way to the catalog
+        before = asked
+        for _ in range(20):
+            assert all([await registry.renew(each) for each in fleet])
+        await registry.deregister(fleet.pop())
+        await told.until(*fleet)
+        assert asked - before <= 2  # the one that was answered, and the next
+
+
+@pytest.mark.consul
+async def test_an_instance_of_another_agent_can_only_be_changed_there(consul_server, instance):
+    """Whose it is is said, instead of doing nothing."""
+    node = f"node-{instance.service}"
+    service = {"ID": "theirs", "Service": instance.service, "Address": "10.0.0.5", "Port": 80}
+    there = {"Node": node, "Address": "10.0.0.5", "Service": service}
+    consul_server.put("/v1/catalog/register", there)
+    theirs = replace(instance, id="theirs")
+    async with ConsulRegistry(consul_server.url) as registry:
+        for change in (registry.drain, registry.undrain, registry.deregister):
+            with pytest.raises(RegistryError, match=f"with the Consul agent of {node}, not with"):
+                await change(theirs)
+    consul_server.put("/v1/catalog/deregister", {"Node": node})
+
+
+@pytest.mark.consul
+@pytest.mark.soak
+async def test_a_fleet_comes_back_spread_over_seconds(consul_binary, instance):
+    """Fifty processes find out one by one that Consul lost them, and nobody is left out."""
+    came: asyncio.Queue[tuple[str, float]] = asyncio.Queue()
+
+    class Timed(ConsulRegistry):
+        async def register(self, instance):
+            await super().register(instance)
+            if instance.incarnation:
+                came.put_nowait((instance.id, time.monotonic()))
+
+    with consul.ConsulServer() as server:
+        async with AsyncExitStack() as stack:
+            fleet = []
+            for number in range(50):
+                registry = await stack.enter_async_context(Timed(server.url, check_every=SELDOM))
+                each = replace(instance, id=f"{number:02}")
+                fleet.append(Registration(registry, each, rng=random.Random(number)))
+            await asyncio.gather(*(each.start() for each in fleet))
+            told = Told()
+            registry.watch(instance.service, told)
+            for away in (0.0, 20.0):
+                server.kill()
+                await asyncio.sleep(away)
+                await asyncio.to_thread(server.restart)
+                back = time.monotonic()
+                first: dict[str, float] = {}
+                async with asyncio.timeout(15):
+                    while len(first) < len(fleet):
+                        id_, at = await came.get()
+                        if at > back:
+                            first.setdefault(id_, at - back)
+                after = sorted(first.values())
+                each_second = Counter(int(each) for each in after)
+                print(  # noqa: T201 - the figures are what it is for
+                    f"away {away:g} s: back after {after[0]:.1f} to {after[-1]:.1f} s, "
+                    f"at most {max(each_second.values())} in one second"
+                )
+                assert after[-1] < 10
+                assert max(each_second.values()) < 40
+                async with asyncio.timeout(10):
+                    # One may be about to come again, so what is expected changes.
+                    while told.snapshots[-1].instances != tuple(each.instance for each in fleet):  # noqa: ASYNC110
+                        await asyncio.sleep(0.1)
+            await asyncio.gather(*(each.stop() for each in fleet))
 
 
 # How the tests get their Consul.

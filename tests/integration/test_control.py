@@ -15,7 +15,7 @@ import grpc
 import pytest
 
 from meshrpc.clock import SYSTEM_CLOCK
-from meshrpc.control import policy_service, pushes, records, store
+from meshrpc.control import instance_sets, policy_service, pushes, records, store
 from meshrpc.control.client import ControlClient
 from meshrpc.control.control_service import ControlService
 from meshrpc.control.database import Database
@@ -88,11 +88,11 @@ class Process:
             accepts_differences=differences,
         )
 
-    async def want(self, *, policies=(), instances=()) -> None:
+    async def want(self, *, policies=(), instances=(), **fields) -> None:
         if self._hello is not None:
             await self.call.write(control_pb2.SubscribeRequest(hello=self._hello))
             self._hello = None
-        interest = control_pb2.Interest(policies=policies, instances=instances)
+        interest = control_pb2.Interest(policies=policies, instances=instances, **fields)
         await self.call.write(control_pb2.SubscribeRequest(interest=interest))
 
     async def push(self) -> control_pb2.Push:
@@ -273,14 +273,72 @@ async def test_a_difference_that_does_not_fit_is_followed_by_the_whole_set():
         assert difference.base == 6
 
 
+async def test_who_holds_a_set_of_this_control_service_is_sent_what_differs():
+    """Nothing, if nothing does, which it acknowledges like everything; of another epoch's set, or of
+    a version that was never here, it is sent everything."""
+    async with serving() as (_, client):
+        for number in range(5):
+            await client.register(f"p{number}")
+        process = Process(client, "a", differences=True)
+        await process.want(instances=["payment"])
+        push = await process.push()
+        epoch, version = push.epoch, push.instances[0].version
+        await process.answer(push)
+        for held, expected in (
+            ((epoch, version), (version, [])),
+            ((epoch, version + 1), (0, ["p0", "p1", "p2", "p3", "p4"])),
+            (("another", version), (0, ["p0", "p1", "p2", "p3", "p4"])),
+            (("", version), (0, ["p0", "p1", "p2", "p3", "p4"])),
+        ):
+            back = Process(client, "b", differences=True)
+            await back.want(instances=["payment"], epoch=held[0], held={"payment": held[1]})
+            push = await back.push()
+            (sent,) = push.instances
+            assert push.epoch == epoch
+            assert (sent.base, [one.id for one in sent.instances]) == expected
+            (row,) = [one for one in await client.status() if one.instance == "b"]
+            assert row.state == control_pb2.ProcessStatus.STATE_PENDING
+            await back.answer(push)
+            async with asyncio.timeout(PATIENCE):
+                while not all(row.state == SYNCED for row in await client.status()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            back.call.cancel()
+            async with asyncio.timeout(PATIENCE):
+                while len(await client.status()) > 1:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+
+
+async def test_a_process_is_asked_while_a_push_is_unanswered():
+    """A question waits for no acknowledgement, and an answer to none of ours is nothing."""
+    async with serving() as (_, client):
+        process = Process(client, "o1")
+        await process.want(policies=["payment"])
+        push = await process.push()
+        request = control_pb2.ViewRequest(instance="o1", service="payment")
+        asking = client.control.View(request, timeout=PATIENCE)
+        asked = await process.push()
+        (question,) = asked.questions
+        assert (asked.nonce, asked.epoch, question.service) == ("", push.epoch, "payment")
+        for id_ in ("no such id", question.id):
+            answer = control_pb2.Answer(id=id_, view=control_pb2.ViewResponse(is_called=True))
+            await process.call.write(control_pb2.SubscribeRequest(answer=answer))
+        assert (await asking).is_called
+        (row,) = await client.status()
+        assert row.reason == "has not answered: policy of payment"
+        await process.answer(push)
+        await client.apply(document(timeout="1s"))
+        assert (await process.push()).policies
+
+
 async def test_of_what_nobody_watches_any_more_nothing_is_kept(virtual_clock):
-    """Services come and go for months, and so do those who watch them."""
+    """Services come and go for months, and so do those who watch them; a minute later they are
+    forgotten."""
     database = await Database.open("sqlite::memory:", records.SCHEMA + store.SCHEMA)
     leases = LeaseTable()
     policies = await store.PolicyStore.load(database)
     control = ControlService(policies, leases, clock=virtual_clock)
     server = grpc.aio.server()
-    control_pb2_grpc.add_ControlServicer_to_server(control, server)
+    control.add_to(server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     client = Client(f"127.0.0.1:{port}")
@@ -289,16 +347,21 @@ async def test_of_what_nobody_watches_any_more_nothing_is_kept(virtual_clock):
     for process in processes:
         await process.want(instances=services)
         await process.sets()
-    assert repr(control._instance_sets) == "<InstanceSets services=3>"
+    assert "services=3 unwatched=0" in repr(control._content)
     await processes[0].want(instances=services[:1])
     await processes[1].want(instances=services[1:2])
+    running = asyncio.create_task(control.run())
     async with asyncio.timeout(PATIENCE):
-        while "services=2" not in repr(control._instance_sets):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        for process in processes:
-            process.call.cancel()
-        while "services=0" not in repr(control._instance_sets):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        for process, unwatched in ((None, 1), *zip(processes, (2, 3), strict=True)):
+            if process is not None:
+                process.call.cancel()
+            while f"services=3 unwatched={unwatched}" not in repr(control._content):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    await virtual_clock.advance(instance_sets.KEPT - 1.0)
+    assert "services=3" in repr(control._content)
+    await virtual_clock.advance(2.0)
+    assert "services=0 unwatched=0" in repr(control._content)
+    running.cancel()
     await client.channel.close()
     await server.stop(None)
     await database.close()
@@ -401,8 +464,9 @@ async def test_many_registrations_are_few_pushes():
 # The registry
 
 
-async def test_a_lease_that_runs_out_takes_the_instance_away():
+async def test_a_lease_that_runs_out_takes_the_instance_away(monkeypatch):
     """Nobody renews: the watcher hears of its end without being asked."""
+    monkeypatch.setattr("meshrpc.control.server.RECOVERY", 0.0)
     async with serving() as (_, client):
         process = Process(client, "o1")
         await client.register("p1", lease=0.2)
@@ -445,8 +509,9 @@ async def test_deregister_does_not_wait_longer_than_it_is_told():
         assert await client.deregister("p1", within=PATIENCE) is True
 
 
-async def test_a_restart_forgets_nobody(tmp_path):
+async def test_a_restart_forgets_nobody(tmp_path, monkeypatch):
     """Instances, their draining and the policies are there again, each lease fresh."""
+    monkeypatch.setattr("meshrpc.control.server.RECOVERY", 0.0)
     url = f"sqlite:{tmp_path / 'control.db'}"
     async with serving(url) as (_, client):
         for id_ in ("p1", "p2", "p3", "p4"):
@@ -742,7 +807,7 @@ async def test_http_shows_what_the_commands_show():
         assert instance["id"] == "p1"
         assert list(instance) == [
             *("id", "service", "namespace", "address", "version", "zone", "weight"),
-            *("labels", "pid", "health", "state", "load"),
+            *("labels", "pid", "health", "state", "permanent", "load"),
         ]
         shown = {
             "service": "payment",

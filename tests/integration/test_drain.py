@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -49,17 +50,25 @@ def leaving(steps: Steps, hurry: asyncio.Event | None = None) -> asyncio.Task[No
     )
 
 
-@pytest.mark.parametrize(("acknowledges", "quiet"), [(True, 1.0), (False, 3.0)])
-async def test_everybody_learns_of_it_before_the_server_may_stop(
-    virtual_clock, acknowledges: bool, quiet: float
-):
-    """Health, calls, mark, deregister, then silence for as long as this registry needs."""
-    steps = Steps(virtual_clock, acknowledges=acknowledges)
+async def test_everybody_learns_of_it_before_the_server_may_stop(virtual_clock):
+    """Health, calls, mark, deregister, then silence for a second."""
+    steps = Steps(virtual_clock)
     task = leaving(steps)
-    await virtual_clock.advance(quiet - 0.01)
+    await virtual_clock.advance(0.99)
     assert steps.log == [("health", 0.0), ("calls", 0.0), ("mark", 0.0), ("deregister", 0.0)]
     assert not task.done()
     await virtual_clock.advance(0.02)
+    assert task.done()
+
+
+async def test_without_acknowledgement_the_mark_stands_until_all_should_have_seen_it(virtual_clock):
+    """Who vanishes from a registry without a mark may be doubted, and called on."""
+    steps = Steps(virtual_clock, acknowledges=False)
+    task = leaving(steps)
+    await virtual_clock.advance(2.99)
+    assert steps.log == [("health", 0.0), ("calls", 0.0), ("mark", 0.0)]
+    await virtual_clock.advance(0.02)
+    assert [what for what, _ in steps.log] == ["health", "calls", "mark", "deregister"]
     assert task.done()
 
 
@@ -93,6 +102,24 @@ async def test_a_hurry_cuts_every_wait_short(virtual_clock):
     hurry.set()
     async with asyncio.timeout(1):
         await task
+
+
+async def test_also_in_a_hurry_the_registry_is_asked_to_forget_it(virtual_clock):
+    """The second request comes while the mark still stands; asking takes a moment."""
+    steps, hurry = Steps(virtual_clock, acknowledges=False), asyncio.Event()
+    forgotten = asyncio.Event()
+
+    async def deregister() -> None:
+        await asyncio.sleep(0.01)
+        forgotten.set()
+
+    steps.departure = replace(steps.departure, deregister=deregister)
+    task = leaving(steps, hurry)
+    await virtual_clock.settle()
+    hurry.set()
+    async with asyncio.timeout(1):
+        await task
+    assert forgotten.is_set()
 
 
 class FakeServer:

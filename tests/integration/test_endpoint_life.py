@@ -314,7 +314,7 @@ async def test_every_update_that_keeps_the_instance_keeps_its_connection(mesh, r
         instance = one.instance
         for update in updates:
             instance = replace(instance, **update)
-            destination._on_snapshot(Snapshot("echo", (instance, two.instance)))
+            destination.discovery.take_in(Snapshot("echo", (instance, two.instance)))
             assert endpoint_of(channel, "one") is endpoint
             assert endpoint.instance == instance
         for kind in (BalancerKind.RANDOM, BalancerKind.ROUND_ROBIN, BalancerKind.PEAK_EWMA):
@@ -324,7 +324,7 @@ async def test_every_update_that_keeps_the_instance_keeps_its_connection(mesh, r
         await held.write(b"after")
         assert await held.read() == b"after"
         held.cancel()
-        destination._on_snapshot(Snapshot("echo", (instance,)))
+        destination.discovery.take_in(Snapshot("echo", (instance,)))
         await ready(channel, 1)
         assert await channel.unary_unary(PLAIN)(b"hi") == b"hi@one"
         assert len(one.connections) == 1
@@ -342,7 +342,7 @@ async def test_draining_and_back_is_the_same_connection(mesh, registry):
         for _ in range(5):
             await registry.drain(one.instance)
             assert {await channel.unary_unary(PLAIN)(b"") for _ in range(4)} == {b"@two"}
-            await registry.register(one.instance)
+            await registry.undrain(one.instance)
             both = {await channel.unary_unary(PLAIN)(b"") for _ in range(4)}
             assert both == {b"@one", b"@two"}
         assert len(one.connections) == len(two.connections) == 1
@@ -371,7 +371,7 @@ async def test_several_updates_in_one_step_leave_the_last_one(mesh, registry):
         channel.get_state(try_to_connect=True)
         destination = channel.bound()
         for instances in ([one], [two], [], [one, two], [two]):
-            destination._on_snapshot(Snapshot("echo", tuple(s.instance for s in instances)))
+            destination.discovery.take_in(Snapshot("echo", tuple(s.instance for s in instances)))
         assert await channel.unary_unary(PLAIN)(b"hi") == b"hi@two"
         assert len(destination.endpoints) == 1
         await asyncio.gather(*destination._endpoints._retiring)
@@ -484,7 +484,7 @@ async def test_states_that_change_together_make_one_picker(mesh, registry, monke
         channel.get_state(try_to_connect=True)
         destination = channel.bound()
         many = tuple(replace(one.instance, id=f"i{number}") for number in range(100))
-        destination._on_snapshot(Snapshot("echo", many))
+        destination.discovery.take_in(Snapshot("echo", many))
         await ready(channel, 100)
         for _ in range(5):
             await asyncio.sleep(0)  # what is on its way

@@ -20,7 +20,7 @@ from meshrpc.interceptors.rate_limit import RateLimitInterceptor
 from meshrpc.interceptors.server_call import CURRENT, ServerCall, current_call
 from meshrpc.interceptors.tracing import TracingInterceptor
 from meshrpc.policy.model import LimitMode, RateLimit
-from meshrpc.wire import NOT_EXECUTED, RETRY_AFTER, RETRY_PUSHBACK
+from meshrpc.wire import NOT_EXECUTED, RETRY_AFTER, RETRY_PUSHBACK, WRONG_TARGET
 
 OK, CANCELLED = grpc.StatusCode.OK, grpc.StatusCode.CANCELLED
 
@@ -451,7 +451,7 @@ async def test_a_call_for_another_instance_is_refused_unexecuted():
         error = await refusal(channel, metadata=(("mesh-target", "payment-2"),))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert error.details() == "this is payment-1, not payment-2"
-    assert dict(error.trailing_metadata()) == {NOT_EXECUTED: "1"}
+    assert dict(error.trailing_metadata()) == {NOT_EXECUTED: WRONG_TARGET}
 
 
 def test_a_call_that_is_too_late_is_refused(virtual_clock):

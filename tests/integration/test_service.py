@@ -32,7 +32,7 @@ from meshrpc.registry.registration import Registration
 from meshrpc.server.handler import HandlerTable
 from meshrpc.server.listening import advertised
 from meshrpc.server.service import Service
-from meshrpc.wire import DRAIN, NOT_EXECUTED
+from meshrpc.wire import DRAIN, NOT_EXECUTED, WRONG_TARGET
 from services.payment.v1 import payment_pb2, payment_pb2_grpc
 
 CHARGE = "/payment.v1.PaymentService/Charge"
@@ -688,7 +688,7 @@ async def test_a_call_for_another_instance_is_refused():
         call = channel.unary_unary(CHARGE)
         error = await failure(call(b"", metadata=(("mesh-target", "payment-0"),)))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert dict(error.trailing_metadata()) == {NOT_EXECUTED: "1"}
+        assert dict(error.trailing_metadata()) == {NOT_EXECUTED: WRONG_TARGET}
 
 
 # --- Plain def handlers -------------------------------------------------------------------

@@ -11,8 +11,10 @@ import grpc
 import pytest
 
 from meshrpc.clock import SYSTEM_CLOCK, SystemClock
+from meshrpc.control import control_service
+from meshrpc.control.client import ControlClient
 from meshrpc.control.server import ControlServer
-from meshrpc.errors import PolicyError, Problem, RegistryError, StaleIncarnation
+from meshrpc.errors import ControlError, PolicyError, Problem, RegistryError, StaleIncarnation
 from meshrpc.registry.embedded import EmbeddedRegistry
 from meshrpc.registry.instance import Instance, State
 from meshrpc.subscription import Subscription
@@ -197,13 +199,14 @@ class _Scripted(control_pb2_grpc.ControlServicer):
     def __init__(self, *sets: control_pb2.InstanceSet) -> None:
         self._sets = sets
         self.hello: control_pb2.Hello | None = None
+        self.interests: list[control_pb2.Interest] = []
         self.answers: list[control_pb2.Acknowledgement] = []
 
     async def Subscribe(self, request_iterator, context) -> None:
         await context.send_initial_metadata(())
         requests = aiter(request_iterator)
         self.hello = (await anext(requests)).hello
-        await anext(requests)  # its interest
+        self.interests.append((await anext(requests)).interest)
         for nonce, instance_set in enumerate(self._sets):
             await context.write(control_pb2.Push(nonce=str(nonce), instances=[instance_set]))
             self.answers.append((await anext(requests)).acknowledgement)
@@ -350,7 +353,7 @@ async def test_a_callback_that_fails_is_a_refusal_and_not_the_end(caplog):
 
 async def test_after_a_restart_of_control_only_what_differs_is_heard(tmp_path, caplog):
     """One warning when it goes, one line when it is back, no callback for what is the same."""
-    caplog.set_level(logging.INFO, logger="meshrpc.subscription")
+    caplog.set_level(logging.INFO, logger="meshrpc.absence")
     store = f"sqlite:{tmp_path / 'control.db'}"
     policy, instances = Heard(), Heard()
     async with contextlib.AsyncExitStack() as stack:
@@ -379,7 +382,7 @@ async def test_after_a_restart_of_control_only_what_differs_is_heard(tmp_path, c
             assert (len(policy.all), len(instances.all)) == known
             await apply(address, document(timeout="3s"))
             await until(lambda: policy.all[-1].timeout == 3.0)
-    ours = [record for record in caplog.records if record.name == "meshrpc.subscription"]
+    ours = [record for record in caplog.records if record.name == "meshrpc.absence"]
     assert [record.levelname for record in ours][:2] == ["WARNING", "INFO"]
     assert f"at {address}" in ours[0].getMessage()
     assert "start it with: meshrpc control" in ours[0].getMessage()
@@ -412,7 +415,7 @@ async def test_a_control_service_that_is_not_there_costs_one_warning_a_minute(ca
             assert await heard.next() is None
             assert away.connected
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert len([one for one in warnings if one.name == "meshrpc.subscription"]) == 1
+    assert len([one for one in warnings if one.name == "meshrpc.absence"]) == 1
 
 
 async def test_another_address_takes_over():
@@ -464,10 +467,13 @@ class _Proxy:
     """Passes bytes to and fro until it is frozen; then it keeps the connections and is silent."""
 
     def __init__(self, target: str) -> None:
-        self._target = ("127.0.0.1", port_of(target))
+        self.lead_to(target)
         self._moving = asyncio.Event()
         self._moving.set()
         self._tasks: list[asyncio.Task] = []
+        self._writers: list[asyncio.StreamWriter] = []
+        self.is_closed = False
+        """Whether connections are ended as soon as they come."""
 
     async def __aenter__(self):
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -480,11 +486,25 @@ class _Proxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def lead_to(self, target: str) -> None:
+        """Say where connections go that are made from now on."""
+        self._target = ("127.0.0.1", port_of(target))
+
     def freeze(self) -> None:
         self._moving.clear()
 
+    def cut(self) -> None:
+        """End every connection, with what is on its way."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
     async def _accept(self, reader, writer) -> None:
+        if self.is_closed:
+            writer.transport.abort()
+            return
         theirs, ours = await asyncio.open_connection(*self._target)
+        self._writers += [writer, ours]
         self._tasks += [
             asyncio.create_task(self._pass(reader, ours)),
             asyncio.create_task(self._pass(theirs, writer)),
@@ -545,3 +565,250 @@ async def test_what_the_registry_refuses_says_why():
         bad = Instance(id="p1", service="payment", address="nowhere")
         with pytest.raises(RegistryError, match="address 'nowhere': an address is host:port"):
             await registry.register(bad)
+
+
+# Going on where the last stream ended
+
+
+async def test_after_a_broken_connection_only_what_differs_is_sent():
+    """To the one process that watches; when nothing differs that is said, too, and acknowledged."""
+    async with (
+        control() as server,
+        _Proxy(server.address) as line,
+        subscription(line.address) as subscribed,
+        subscription(server.address, instance="owner") as owner,
+    ):
+        registry = EmbeddedRegistry(owner, "default")
+        for number in range(20):
+            await registry.register(instance(f"p{number}"))
+        heard, sets = Heard(), sets_taken_by(subscribed)
+        subscribed.watch_instances("payment", heard)
+        first = await heard.next()
+        line.is_closed = True
+        line.cut()
+        await registry.drain(instance("p3"))
+        await registry.deregister(instance("p5"))
+        assert len(heard.all) == 1
+        line.is_closed = False
+        second = await heard.next()
+        assert second.departed == {"p5"}
+        changed = [one.id for one in first.instances if one not in second.instances]
+        assert changed == ["p3", "p5"]
+        line.cut()
+        await until(lambda: len(sets) == 3)
+        await all_synced(server.address, 2)
+        assert [bool(base) for base in sets] == [False, True, True]
+        assert len(heard.all) == 2
+
+
+async def test_a_drain_counts_on_those_who_came_back():
+    """One that holds the set from an earlier stream has acknowledged it once it has said so; what
+    leaves then waits for it as for all others."""
+    async with (
+        control() as server,
+        _Proxy(server.address) as line,
+        subscription(line.address) as subscribed,
+        subscription(server.address, instance="owner") as owner,
+    ):
+        registry = EmbeddedRegistry(owner, "default")
+        for number in range(3):
+            await registry.register(instance(f"p{number}"))
+        heard, sets = Heard(), sets_taken_by(subscribed)
+        subscribed.watch_instances("payment", heard)
+        await heard.next()
+        line.cut()
+        await until(lambda: len(sets) == 2)
+        await all_synced(server.address, 2)
+        await registry.deregister(instance("p1"))
+        assert [one.id for one in heard.all[-1].instances] == ["p0", "p2"]
+
+
+async def test_another_control_service_is_asked_for_everything():
+    """Its versions are other ones, and by chance may be the same numbers."""
+    async with control() as first, control() as second:
+        async with (
+            subscription(first.address, instance="a") as one,
+            subscription(second.address, instance="b") as other,
+        ):
+            for number in range(20):
+                await EmbeddedRegistry(one, "default").register(instance(f"p{number}"))
+                await EmbeddedRegistry(other, "default").register(instance(f"q{number}"))
+        async with _Proxy(first.address) as line, subscription(line.address) as subscribed:
+            heard, sets = Heard(), sets_taken_by(subscribed)
+            subscribed.watch_instances("payment", heard)
+            assert (await heard.next()).instances[0].id == "p0"
+            line.lead_to(second.address)
+            line.cut()
+            assert {one.id for one in (await heard.next()).instances} == {
+                f"q{number}" for number in range(20)
+            }
+            assert sets == [0, 0]
+
+
+async def test_what_another_control_service_sent_and_was_refused_is_not_held():
+    """What is known is still the first one's, under a number that the second one knows, too."""
+    async with control() as first, control() as second:
+        for server, name in ((first, "p1"), (second, "q1")):
+            async with subscription(server.address) as owner:
+                await EmbeddedRegistry(owner, "default").register(instance(name))
+        async with _Proxy(first.address) as line, subscription(line.address) as subscribed:
+            heard = Heard()
+            subscribed.watch_instances("payment", heard)
+            assert [one.id for one in (await heard.next()).instances] == ["p1"]
+            heard.refuse = "not yet"
+            line.lead_to(second.address)
+            line.cut()
+            await settled(second.address, REFUSED)
+            heard.refuse = None
+            del heard.all[:]
+            line.cut()
+            await settled(second.address, SYNCED)
+            assert [[one.id for one in each.instances] for each in heard.all] == [["q1"]]
+
+
+async def test_a_control_service_that_knows_no_epochs_sends_everything():
+    """A release from before them: nothing is held against it, stream after stream."""
+    wire = [instance(f"p{number}").to_wire() for number in range(3)]
+    whole = control_pb2.InstanceSet(service="payment", version=7, instances=wire)
+    less = control_pb2.InstanceSet(service="payment", version=8, base=7, removed=["p0"])
+    scripted = _Scripted(whole, less)
+    server = grpc.aio.server()
+    control_pb2_grpc.add_ControlServicer_to_server(scripted, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with (
+        _Proxy(f"127.0.0.1:{port}") as line,
+        subscription(line.address) as subscribed,
+    ):
+        heard = Heard()
+        subscribed.watch_instances("payment", heard)
+        await until(lambda: len(scripted.answers) == 2)
+        line.cut()
+        await until(lambda: len(scripted.answers) == 4)
+        assert [len(snapshot.instances) for snapshot in heard.all] == [3, 2, 3, 2]
+    await server.stop(None)
+    assert not any(answer.refused for answer in scripted.answers)
+    assert [one.epoch for one in scripted.interests] == ["", ""]
+
+
+async def test_a_watch_says_why_control_is_silent():
+    """While it is away, from before the first answer on; nothing while the stream stands."""
+    async with control() as server:
+        address = server.address
+    async with subscription(address) as subscribed:
+        watch = subscribed.watch_instances("payment", lambda _: None)
+        assert watch.why_silent() == f"connecting to the control service at {address}"
+        await until(lambda: "cannot reach" in watch.why_silent())
+        assert f"at {address}: " in watch.why_silent()
+        assert "start it with: meshrpc control" in watch.why_silent()
+        async with control(port_of(address)):
+            await until(lambda: watch.why_silent() is None)
+        await until(lambda: watch.why_silent() is not None)
+
+
+# What a process makes of instances
+
+
+async def test_a_process_is_asked_for_what_it_makes_of_a_service():
+    """Its answer comes back as it is."""
+    asked = []
+
+    def view(service: str) -> control_pb2.ViewResponse:
+        asked.append(service)
+        one = control_pb2.SeenInstance(instance=instance().to_wire(), state="held", pending=3)
+        return control_pb2.ViewResponse(is_called=True, instances=[one], away="it is gone")
+
+    hello = control_pb2.Hello(service="order", instance="o1")
+    async with control() as server:
+        viewing = Subscription([server.address], hello, view=view, rng=random.Random(1))
+        async with viewing, ControlClient([server.address], namespace="default") as client:
+            viewing.watch_instances("payment", lambda _: None)
+            await settled(server.address, SYNCED)
+            seen = await client.view("o1", "payment")
+            assert asked == ["payment"]
+            assert seen == view("payment")
+
+
+async def test_a_view_that_is_too_large_is_cut_and_says_so():
+    """What does not fit into a message would end the stream."""
+    large = instance(labels={"note": "x" * 10_000}).to_wire()
+    seen = control_pb2.SeenInstance(instance=large, state="active")
+    view = control_pb2.ViewResponse(is_called=True, instances=[seen] * 1000)
+    hello = control_pb2.Hello(service="order", instance="o1")
+    async with control() as server:
+        viewing = Subscription([server.address], hello, view=lambda _: view, rng=random.Random(1))
+        async with viewing, ControlClient([server.address], namespace="default") as client:
+            await settled(server.address, SYNCED)
+            answer = await client.view("o1", "payment")
+            shown = len(answer.instances)
+            assert 250 < shown < 350
+            assert list(answer.skipped) == [
+                f"{1000 - shown} more instances do not fit into one answer"
+            ]
+            assert viewing.connected
+
+
+async def test_a_process_without_a_view_calls_nobody():
+    """The customer that only subscribes answers, too."""
+    async with control() as server, subscription(server.address):
+        await settled(server.address, SYNCED)
+        async with ControlClient([server.address], namespace="default") as client:
+            assert not (await client.view("o1", "payment")).is_called
+
+
+async def test_whoever_cannot_be_asked_is_an_error_that_says_so(monkeypatch, caplog):
+    """One that is not connected, one of another namespace, one that fails, one that has gone."""
+    monkeypatch.setattr(control_service, "VIEW_WITHIN", 0.2)
+
+    def fail(service: str) -> control_pb2.ViewResponse:
+        raise ZeroDivisionError("a bug")
+
+    hello = control_pb2.Hello(service="order", instance="o1", library="0.1")
+    async with control() as server, ControlClient([server.address], namespace="default") as client:
+        with pytest.raises(ControlError, match=r"^no process 'o1' is connected in namespace 'def"):
+            await client.view("o1", "payment")
+        failing = Subscription([server.address], hello, view=fail, rng=random.Random(1))
+        async with failing:
+            await settled(server.address, SYNCED)
+            with pytest.raises(ControlError, match=r"^process 'o1' has not answered within 0 s: "):
+                await client.view("o1", "payment")
+            assert "what is made of payment cannot be said" in caplog.text
+            assert failing.connected
+            async with ControlClient([server.address], namespace="test") as foreign:
+                with pytest.raises(ControlError, match=r"^no process 'o1' is connected"):
+                    await foreign.view("o1", "payment")
+            monkeypatch.setattr(control_service, "VIEW_WITHIN", PATIENCE)
+            asking = asyncio.create_task(client.view("o1", "payment"))
+            await until(lambda: caplog.text.count("cannot be said") == 2)
+        with pytest.raises(ControlError, match=r"^process 'o1' has just gone"):
+            await asking
+
+
+async def all_synced(address: str, count: int) -> None:
+    """Return when so many processes are connected, and all have all they watch."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = control_pb2_grpc.ControlStub(channel)
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                rows = (await stub.Status(control_pb2.StatusRequest())).processes
+                if [row.state for row in rows] == [SYNCED] * count:
+                    return
+                await asyncio.sleep(0.01)
+
+
+async def test_leaving_ends_also_if_a_cancellation_gets_lost(monkeypatch):
+    """A call of grpcio's that fails as it is cancelled raises its error in its place."""
+    conversing = asyncio.Event()
+
+    async def converse(self):
+        try:
+            conversing.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise TimeoutError from None
+
+    monkeypatch.setattr(Subscription, "_converse", converse)
+    monkeypatch.setattr("meshrpc.subscription.CANCEL_AGAIN", 0.01)
+    async with asyncio.timeout(PATIENCE):
+        async with subscription("127.0.0.1:9"):
+            await conversing.wait()

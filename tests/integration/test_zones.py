@@ -133,7 +133,7 @@ async def test_a_zone_that_drains_leaves_its_calls_to_the_others(mesh, servers, 
     await registry.register(record(servers["a2"], state=State.DRAINING))
     assert (await counts(channel, 40)).keys() == {"b", "c"}
     for name in ("a1", "a2"):
-        await registry.register(record(servers[name]))
+        await registry.undrain(record(servers[name]))
     assert await counts(channel, 40) == {"a": 40}
 
 

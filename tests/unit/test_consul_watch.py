@@ -8,7 +8,7 @@ import random
 
 from meshrpc.errors import RegistryError
 from meshrpc.registry.backoff import LONGEST
-from meshrpc.registry.consul_watch import QUERY_EVERY, FollowedService
+from meshrpc.registry.consul_watch import QUERIES_AT_ONCE, QUERIES_PER_SECOND, FollowedService
 from meshrpc.registry.instance import Instance
 from meshrpc.registry.registry import Snapshot
 
@@ -39,7 +39,8 @@ class Following:
         answer = self._answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        index, instances, *old = answer
+        return index, Snapshot("payment", instances), old[0] if old else None
 
     async def __aenter__(self):
         self._task = asyncio.create_task(self.followed.follow())
@@ -72,11 +73,20 @@ async def test_an_index_below_one_still_waits(virtual_clock):
         assert following.asked == [None, 1]
 
 
-async def test_a_busy_service_is_not_asked_without_a_pause(virtual_clock):
-    """Queries that are answered at once still keep their distance."""
+async def test_changes_one_by_one_are_seen_at_once(virtual_clock):
+    """A few in a row, too: an instance drains, leaves, and another one comes."""
+    answers = [(n, ()) for n in range(1, QUERIES_AT_ONCE)]
+    async with Following(virtual_clock, *answers) as following:
+        await virtual_clock.advance(0.001)
+        assert len(following.asked) == QUERIES_AT_ONCE
+
+
+async def test_a_storm_of_changes_is_not_a_storm_of_queries(virtual_clock):
+    """Queries that are answered at once come out of a token bucket, one at a time."""
     async with Following(virtual_clock, *((n, ()) for n in range(1, 200))) as following:
-        await virtual_clock.advance(1)
-        assert len(following.asked) <= 1 / QUERY_EVERY + 2
+        await virtual_clock.advance(10)
+        assert len(following.asked) <= QUERIES_AT_ONCE + 10 * QUERIES_PER_SECOND + 1
+        assert len(following.asked) >= 10 * QUERIES_PER_SECOND
 
 
 async def test_an_outage_keeps_what_was_known(virtual_clock, caplog):
@@ -121,3 +131,53 @@ async def test_a_watch_that_fails_does_not_keep_the_others_from_knowing(virtual_
         await virtual_clock.advance(1)
         assert len(after) == 1
         assert caplog.records[0].exc_info
+
+
+async def test_a_watch_says_why_consul_is_silent(virtual_clock):
+    """While it does not answer, also later than at the start, and when its answer is old."""
+    no_leader = "Consul has no leader"
+    answers = [DOWN, (5, (ONE,)), (6, (ONE,), no_leader), (7, ()), DOWN]
+    said: list[str | None] = []
+
+    class Listening(Following):
+        async def _query(self, service, index):
+            said.append(self.followed.silent)
+            return await super()._query(service, index)
+
+    async with Listening(virtual_clock, *answers) as following:
+        assert following.watch.why_silent() is None
+        await virtual_clock.advance(20)
+        assert said == [None, str(DOWN), None, no_leader, None, str(DOWN)]
+        assert following.watch.why_silent() == str(DOWN)
+        assert [each.instances for each in following.snapshots] == [(ONE,), ()]
+
+
+async def test_an_error_nobody_thought_of_does_not_end_a_watch(virtual_clock, caplog):
+    """It is logged with its traceback, and asked on."""
+    async with Following(virtual_clock, KeyError("x"), (5, (ONE,))) as following:
+        await virtual_clock.advance(10)
+        assert [each.instances for each in following.snapshots] == [(ONE,)]
+        assert caplog.records[0].exc_info
+
+
+async def test_records_that_are_skipped_are_news(virtual_clock):
+    """A snapshot that differs in nothing else is told; the same again is not."""
+    clean = Snapshot("payment", (ONE,))
+    marred = Snapshot("payment", (ONE,), skipped=("'bad': 0 is no port",))
+    answers = [clean, marred, marred]
+    told: list[Snapshot] = []
+
+    async def query(service, index):
+        if not answers:
+            await asyncio.Event().wait()
+        return 5, answers.pop(0), None
+
+    followed = FollowedService(
+        "payment", query, on_idle=lambda _: None, rng=random.Random(3), clock=virtual_clock
+    )
+    followed.watch(told.append)
+    task = asyncio.create_task(followed.follow())
+    await virtual_clock.advance(10)
+    assert [each.skipped for each in told] == [(), marred.skipped]
+    task.cancel()
+    await asyncio.wait([task])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from meshrpc.errors import StaleIncarnation
-from meshrpc.registry import leases
+from meshrpc.registry import departures, leases
+from meshrpc.registry.finding import Problem
 from meshrpc.registry.instance import Health, Instance, State
 from meshrpc.registry.leases import LeaseTable
 from meshrpc.registry.registry import LEASE, Snapshot
@@ -73,7 +72,7 @@ def test_an_incarnation_is_remembered_after_it_is_gone(leave):
     if leave == "deregister":
         assert table.deregister("default", "payment", "1")
     else:
-        assert table.expire(NOW + LEASE) == {KEY}
+        assert table.expire(NOW + LEASE) == (newer,)
     with pytest.raises(StaleIncarnation):
         table.register(ONE, NOW + LEASE)
     assert table.register(newer, NOW + LEASE)
@@ -107,8 +106,8 @@ def test_a_renewed_lease_lives_on():
     table = LeaseTable()
     table.register(ONE, NOW)
     assert renew(table, ONE, NOW + 10)
-    assert table.expire(NOW + LEASE) == frozenset()
-    assert table.expire(NOW + 10 + LEASE) == {KEY}
+    assert table.expire(NOW + LEASE) == ()
+    assert table.expire(NOW + 10 + LEASE) == (ONE,)
     assert table.snapshot(*KEY).instances == ()
 
 
@@ -117,7 +116,7 @@ def test_a_renewal_never_brings_back_a_lease_that_ran_out():
     table = LeaseTable()
     table.register(ONE, NOW)
     assert not renew(table, ONE, NOW + LEASE)
-    assert table.expire(NOW + LEASE) == {KEY}
+    assert table.expire(NOW + LEASE) == (ONE,)
     assert not renew(table, ONE, NOW + LEASE)
 
 
@@ -157,7 +156,7 @@ def test_a_shorter_lease_runs_out_sooner():
     table.register(ONE, NOW, lease=5)
     assert table.next_expiry() == NOW + 5
     assert renew(table, ONE, NOW + 4)
-    assert table.expire(NOW + 9) == {KEY}
+    assert table.expire(NOW + 9) == (ONE,)
 
 
 @pytest.mark.parametrize("lease", [0, -1, math.inf, math.nan])
@@ -175,7 +174,7 @@ def test_after_a_restart_everyone_has_one_whole_lease():
     table.register(moved, NOW)
     table.restore([ONE, other], NOW + 1)
     assert table.all() == (moved, other)
-    assert table.expire(NOW + LEASE) == {KEY}
+    assert table.expire(NOW + LEASE) == (moved,)
     assert table.all() == (other,)
     assert table.next_expiry() == NOW + 1 + LEASE
 
@@ -187,21 +186,202 @@ def test_all_leases_start_anew_each_with_its_own_length():
     table.register(ONE, NOW)
     table.register(other, NOW, lease=60.0)
     table.renew_all(NOW + 100)
-    assert table.expire(NOW + 100 + LEASE) == {KEY}
+    assert table.expire(NOW + 100 + LEASE) == (ONE,)
     assert table.all() == (other,)
     assert table.next_expiry() == NOW + 160
 
 
-def test_what_is_held_is_known_before_it_is_registered():
-    """Only the very same record is; an older incarnation is refused as by `register`."""
+def test_what_a_registration_leaves_is_known_before_it_is_made():
+    """The record as it comes; an older incarnation is refused as by `register`."""
     table = LeaseTable()
     newer = replace(ONE, incarnation=ONE.incarnation + 1)
-    assert not table.holds(newer)
+    assert table.as_registered(newer) == newer
     table.register(newer, NOW)
-    assert table.holds(newer)
-    assert not table.holds(replace(newer, weight=5))
+    assert table.as_registered(replace(newer, weight=5)) == replace(newer, weight=5)
     with pytest.raises(StaleIncarnation):
-        table.holds(ONE)
+        table.as_registered(ONE)
+
+
+def test_a_drain_mark_outlives_what_its_instance_says_of_itself():
+    """Until it is taken back; the next incarnation is another process, and begins without."""
+    table = LeaseTable()
+    table.register(ONE, NOW)
+    table.drain(*KEY, "1")
+    heavier = replace(ONE, weight=9)
+    assert table.register(heavier, NOW)
+    assert table.get(*KEY, "1") == replace(heavier, state=State.DRAINING)
+    assert table.undrain(*KEY, "1")
+    assert not table.undrain(*KEY, "1")
+    assert table.get(*KEY, "1") == heavier
+    table.drain(*KEY, "1")
+    table.register(replace(ONE, incarnation=1), NOW)
+    assert table.get(*KEY, "1") == replace(ONE, incarnation=1)
+
+
+# Permanent records
+
+BY_HAND = replace(ONE, id="2", permanent=True)
+
+
+def test_a_permanent_record_has_no_lease():
+    """It stays without any renewal, until somebody deregisters it."""
+    table = LeaseTable()
+    table.register(BY_HAND, NOW)
+    assert table.next_expiry() is None
+    assert table.expire(NOW + 1e9) == ()
+    assert table.permanent() == (BY_HAND,)
+    table.deregister(*KEY, "2")
+    assert table.permanent() == ()
+
+
+def test_what_was_found_of_a_permanent_one_outlives_its_registration_anew():
+    """At the same address: at another one it is not known yet whether anybody answers."""
+    table = LeaseTable()
+    table.register(BY_HAND, NOW)
+    assert table.set_health(*KEY, "2", Health.NOT_SERVING)
+    assert not table.set_health(*KEY, "2", Health.NOT_SERVING)
+    assert not table.register(BY_HAND, NOW)
+    moved = replace(BY_HAND, address="127.0.0.1:6001")
+    assert table.register(moved, NOW)
+    assert table.permanent() == (moved,)
+
+
+def test_a_lease_may_become_permanent_and_end_again():
+    """Whichever was registered last counts."""
+    table = LeaseTable()
+    leased = replace(BY_HAND, permanent=False)
+    table.register(leased, NOW)
+    table.register(BY_HAND, NOW + 1)
+    assert table.expire(NOW + 100) == ()
+    assert table.next_expiry() is None
+    assert table.register(leased, NOW + 100)
+    assert table.permanent() == ()
+    assert table.expire(NOW + 100 + LEASE) == (leased,)
+
+
+# Those who left
+
+
+def test_who_deregisters_is_told_as_departed_and_who_runs_out_is_not():
+    """The absence of the one is certain; the other may only be cut off."""
+    table = LeaseTable()
+    table.register(ONE, NOW)
+    table.register(replace(ONE, id="2"), NOW)
+    table.deregister(*KEY, "1")
+    table.expire(NOW + LEASE)
+    assert table.snapshot(*KEY).departed == {"1"}
+    table.register(replace(ONE, incarnation=1), NOW + LEASE)
+    assert table.snapshot(*KEY).departed == frozenset()
+
+
+def test_who_deregisters_without_being_known_is_told_too():
+    """After a restart without memory, callers still count on instances that then leave."""
+    table = LeaseTable()
+    assert table.deregister(*KEY, "1")
+    assert table.snapshot(*KEY).departed == {"1"}
+    assert table.version(*KEY) == 1
+    assert not table.deregister(*KEY, "1")
+    assert table.version(*KEY) == 1
+
+
+@pytest.mark.parametrize("bound", ["REMEMBERED", "OF_ONE_SERVICE"])
+def test_departures_are_remembered_within_bounds(bound, monkeypatch):
+    """Whoever left longest ago is forgotten first."""
+    monkeypatch.setattr(departures, bound, 2)
+    table = LeaseTable()
+    for id_ in "abc":
+        table.deregister(*KEY, id_)
+    assert table.snapshot(*KEY).departed == {"b", "c"}
+    assert repr(table._departures) == "<Departures services=1 ids=2>"
+
+
+# The recovery window
+
+
+def test_in_the_recovery_window_nothing_runs_out():
+    """Not a lease that is shorter than the window either; at its end what was not renewed goes."""
+    table = LeaseTable(recovers_until=NOW + LEASE)
+    table.register(ONE, NOW, lease=1.0)
+    assert renew(table, ONE, NOW + 5.0)
+    table.restore([replace(ONE, id="2"), replace(ONE, id="3")], NOW)
+    assert table.next_expiry() == NOW + LEASE
+    assert table.expire(NOW + LEASE - 0.1) == ()
+    assert renew(table, replace(ONE, id="3"), NOW + LEASE - 0.1)
+    assert not table.recover(NOW + LEASE - 0.1)
+    assert table.expire(NOW + LEASE) == ()
+    assert table.recover(NOW + LEASE)
+    assert table.expire(NOW + LEASE) == (ONE, replace(ONE, id="2"))
+    assert not table.recover(NOW + LEASE)
+
+
+def test_watchers_are_told_of_the_window_and_of_its_end():
+    """Also those of a service that nobody has come back to."""
+    table = LeaseTable(recovers_until=NOW + LEASE)
+    table.register(ONE, NOW)
+    before = [table.version("default", service) for service in ("payment", "order")]
+    assert table.snapshot(*KEY).is_recovering
+    assert table.snapshot("default", "order").is_recovering
+    table.recover(NOW + LEASE)
+    after = [table.version("default", service) for service in ("payment", "order")]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1]
+    assert not table.snapshot(*KEY).is_recovering
+    assert not table.snapshot("default", "order").is_recovering
+
+
+def test_a_table_that_stood_still_recovers_longer():
+    """Those who would have come back in the window could not be heard."""
+    table = LeaseTable(recovers_until=NOW + LEASE)
+    table.register(ONE, NOW)
+    table.renew_all(NOW + 60)
+    assert not table.recover(NOW + 60)
+    assert table.recover(NOW + 60 + LEASE)
+    assert table.expire(NOW + 60 + LEASE) == (ONE,)
+
+
+# What should be looked at
+
+
+def test_a_lease_that_is_about_to_run_out_is_a_finding():
+    """Less than a third of it is left; a permanent record has none to run out."""
+    table = LeaseTable()
+    table.register(ONE, NOW)
+    table.register(BY_HAND, NOW)
+    assert table.findings(*KEY, NOW + 10.0) == ()
+    (finding,) = table.findings(*KEY, NOW + 11.5)
+    assert (finding.problem, finding.id) == (Problem.LEASE_NEAR_EXPIRY, "1")
+    assert finding.detail.startswith("3.5 s of its lease of 15 s are left")
+    assert table.findings("default", "order", NOW) == ()
+
+
+# What it costs
+
+
+def test_the_queue_of_those_who_come_and_go_is_bounded():
+    """Entries of long leases that ended early do not pile up."""
+    table = LeaseTable()
+    for number in range(1000):
+        table.register(replace(ONE, id=str(number)), NOW, lease=3600.0)
+        table.deregister(*KEY, str(number))
+    table.register(ONE, NOW)
+    for turn in range(1000):
+        table.register(ONE, NOW, lease=3000.0 - turn)
+    assert len(table._queue) <= leases.SLACK + 2
+    assert table.next_expiry() == NOW + 2001
+
+
+def test_a_snapshot_is_in_order_whatever_the_order_of_events():
+    """Instances come in any order, and some go again."""
+    table = LeaseTable()
+    rng = random.Random(1)
+    numbers = list(range(300))
+    rng.shuffle(numbers)
+    for number in numbers:
+        table.register(replace(ONE, id=f"{number:04}"), NOW)
+        if number % 3 == 0:
+            table.deregister(*KEY, f"{number:04}")
+    ids = [instance.id for instance in table.snapshot(*KEY).instances]
+    assert ids == sorted(ids)
+    assert len(ids) == 200
 
 
 def test_renewals_leave_the_queue_alone():
@@ -221,112 +401,4 @@ def test_repr_is_a_status_line():
     table = LeaseTable()
     table.register(ONE, NOW)
     assert repr(table) == "<LeaseTable services=1 instances=1>"
-
-
-class LeaseTableModel(RuleBasedStateMachine):
-    """Any order of events leaves the table as a list that is searched from end to end would be."""
-
-    keys = Bundle("keys")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = LeaseTable()
-        self.now = NOW
-        self.live: dict[tuple[str, str, str], tuple[Instance, float, float]] = {}
-        self.newest: dict[tuple[str, str, str], int] = {}
-        self.versions: dict[tuple[str, str], int] = {}
-
-    def changed(self, key: tuple[str, str, str]) -> None:
-        self.versions[key[:2]] = self.versions.get(key[:2], 0) + 1
-
-    @rule(
-        target=keys,
-        namespace=st.sampled_from(["default", "staging"]),
-        service=st.sampled_from(["order", "payment"]),
-        id_=st.sampled_from("123"),
-    )
-    def name(self, namespace, service, id_):
-        return namespace, service, id_
-
-    @rule(
-        key=keys,
-        incarnation=st.integers(0, 3),
-        weight=st.integers(1, 2),
-        lease=st.sampled_from([1.0, 3.0, LEASE]),
-    )
-    def register(self, key, incarnation, weight, lease):
-        namespace, service, id_ = key
-        instance = Instance(
-            id=id_,
-            service=service,
-            namespace=namespace,
-            address="127.0.0.1:5001",
-            incarnation=incarnation,
-            weight=weight,
-        )
-        if incarnation < self.newest.get(key, 0):
-            with pytest.raises(StaleIncarnation):
-                self.table.register(instance, self.now, lease)
-            return
-        differs = key not in self.live or self.live[key][0] != instance
-        assert self.table.register(instance, self.now, lease) == differs
-        self.live[key] = instance, self.now + lease, lease
-        self.newest[key] = incarnation
-        if differs:
-            self.changed(key)
-
-    @rule(key=keys, incarnation=st.integers(0, 3))
-    def renew(self, key, incarnation):
-        instance, expires, lease = self.live.get(key, (None, 0.0, 0.0))
-        may = instance is not None and instance.incarnation == incarnation and expires > self.now
-        assert self.table.renew(*key, incarnation, self.now) == may
-        if may:
-            self.live[key] = instance, self.now + lease, lease
-
-    @rule(key=keys)
-    def drain(self, key):
-        known = key in self.live and self.live[key][0].state is State.ACTIVE
-        assert self.table.drain(*key) == known
-        if known:
-            instance, *lease = self.live[key]
-            self.live[key] = replace(instance, state=State.DRAINING), *lease
-            self.changed(key)
-
-    @rule(key=keys)
-    def deregister(self, key):
-        assert self.table.deregister(*key) == (key in self.live)
-        if self.live.pop(key, None):
-            self.changed(key)
-
-    @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 20.0]))
-    def wait(self, seconds):
-        self.now += seconds
-
-    @rule()
-    def expire(self):
-        gone = [key for key, (_, expires, _) in self.live.items() if expires <= self.now]
-        assert self.table.expire(self.now) == {key[:2] for key in gone}
-        for key in gone:
-            del self.live[key]
-            self.changed(key)
-
-    @invariant()
-    def agrees(self):
-        expiries = [expires for _, expires, _ in self.live.values()]
-        assert self.table.next_expiry() == min(expiries, default=None)
-        assert self.table.all() == tuple(self.live[key][0] for key in sorted(self.live))
-        for namespace in ("default", "staging"):
-            names = sorted({key[1] for key in self.live if key[0] == namespace})
-            assert self.table.services(namespace) == tuple(names)
-            for service in ("order", "payment"):
-                keys = sorted(key for key in self.live if key[:2] == (namespace, service))
-                instances = tuple(self.live[key][0] for key in keys)
-                assert self.table.snapshot(namespace, service) == Snapshot(service, instances)
-                version = self.table.version(namespace, service)
-                assert version == self.versions.get((namespace, service), 0)
-
-
-LeaseTableModel.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True
-)
-TestLeaseTableModel = LeaseTableModel.TestCase
+    assert repr(LeaseTable(NOW)) == "<LeaseTable services=0 instances=0 recovering>"

@@ -44,8 +44,8 @@ async def test_a_callback_that_changes_the_registry_is_told_in_order():
     registry.watch("payment", drain_at_sight)
     registry.watch("payment", seen.append)
     assert [each.instances for each in seen] == [(draining,)]
-    await registry.register(ONE)
-    assert [each.instances for each in seen] == [(draining,), (draining,)]
+    await registry.register(replace(ONE, incarnation=1))
+    assert [each.instances for each in seen] == [(draining,), (replace(draining, incarnation=1),)]
 
 
 async def test_a_callback_that_fails_does_not_keep_the_others_from_knowing(caplog):
@@ -62,6 +62,22 @@ async def test_a_callback_that_fails_does_not_keep_the_others_from_knowing(caplo
     await registry.register(TWO)
     assert seen[-1].instances == (ONE, TWO)
     assert all(each.exc_info for each in caplog.records)
+
+
+async def test_a_permanent_record_stays_and_leases_of_others_run_out(virtual_clock):
+    """The task that expires them is not held up by what never ends."""
+    async with MemoryRegistry(clock=virtual_clock) as registry:
+        by_hand = replace(TWO, permanent=True)
+        await registry.register(by_hand)
+        await registry.register(ONE)
+        await virtual_clock.advance(LEASE)
+        assert await registry.instances("payment") == (by_hand,)
+
+
+async def test_it_always_answers():
+    """A watch has nothing to excuse."""
+    watch = MemoryRegistry().watch("payment", lambda _: None)
+    assert watch.why_silent() is None
 
 
 async def test_repr_is_a_status_line():

@@ -2,6 +2,7 @@
 
 import json
 
+import click
 import yaml
 
 from meshrpc.cli import output
@@ -47,6 +48,32 @@ def test_a_narrow_terminal_loses_empty_columns_and_breaks_no_cell(capsys, monkey
     assert "ZONE" in capsys.readouterr().out
 
 
+def test_a_long_row_costs_the_others_no_empty_lines_on_a_terminal(capsys, monkeypatch):
+    """Nothing is padded at its end, which a narrow terminal would break into empty lines."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "24")
+    records = [{"id": "p-1", "detail": "x" * 100}, {"id": "p-2", "detail": "short"}]
+    output.show_records(records, "table", columns=["id", "detail"])
+    assert click.unstyle(capsys.readouterr().out).splitlines()[2] == "p-2  short"
+
+
+def test_columns_are_aligned_whatever_the_script(capsys):
+    """An ideograph takes two places of a terminal, an accent that follows its letter none."""
+    records = [{"labels": "東京", "state": "a"}, {"labels": "Zu\u0308rich", "state": "b"}]
+    output.show_records(records, "table", columns=["labels", "state"])
+    assert capsys.readouterr().out == "LABELS  STATE\n東京    a\nZu\u0308rich  b\n"
+
+
+def test_what_a_record_says_cannot_break_a_line(capsys):
+    """Line ends and a terminal's escape sequences, which others may write, are written out."""
+    record = {"id": "p-1", "labels": {"note": "a\nb\x1b[2J"}}
+    output.show_records([record], "table", columns=["id", "labels"])
+    output.show_next(record, "table", columns=["id", "labels"])
+    table, row, line = capsys.readouterr().out.splitlines()
+    assert table == "ID   LABELS"
+    assert row == line == r"p-1  note=a\nb\x1b[2J"
+
+
 def test_json_and_yaml_hold_whole_records(capsys):
     """Both program-readable forms say the same, whatever the columns are."""
     output.show_records(RECORDS, "json", columns=["id"])
@@ -81,3 +108,16 @@ def test_an_endless_stream_can_be_read_as_it_comes(capsys):
     for record in RECORDS:
         output.show_next(record, "yaml", columns=["id"])
     assert list(yaml.safe_load_all(capsys.readouterr().out)) == RECORDS
+
+
+def test_an_endless_stream_is_coloured_on_a_terminal_only(capsys, monkeypatch):
+    """States in it have the colours of tables; NO_COLOR is heeded."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    output.show_next(RECORDS[1], "table", columns=["id", "state"])
+    assert capsys.readouterr().out == "p-2  \x1b[33mdraining\x1b[0m\n"
+    monkeypatch.setenv("NO_COLOR", "1")
+    output.show_next(RECORDS[1], "table", columns=["id", "state"])
+    monkeypatch.undo()
+    output.show_next(RECORDS[1], "table", columns=["id", "state"])
+    assert capsys.readouterr().out == "p-2  draining\n" * 2

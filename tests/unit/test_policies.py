@@ -1,8 +1,12 @@
 """What a process knows of policies: documents in, effective policies out to whoever follows."""
 
+import json
+import logging
+
 import pytest
 
 from meshrpc.errors import PolicyError, Problem
+from meshrpc.last_known import Remembered
 from meshrpc.policies import Policies
 from meshrpc.policy.model import Policy
 
@@ -142,3 +146,68 @@ def test_without_control_there_are_the_defaults():
     timeouts, following = follow(Policies(None), "payment")
     following.close()
     assert timeouts == [None]
+
+
+class Kept:
+    """What is on disk: documents by service."""
+
+    def __init__(self, **documents):
+        self.documents = documents
+        self.asked = []
+
+    def policy(self, service):
+        self.asked.append(service)
+        text = self.documents.get("mesh" if service == "*" else service)
+        return None if text is None else Remembered(text, 240.0)
+
+
+def document(service, **blocks):
+    return json.dumps({"schema": "meshrpc.policy/v1", "service": service, **blocks})
+
+
+def test_what_was_last_known_holds_until_control_speaks(control, caplog):
+    """From the first moment on, the mesh's own too, and each until its own is replaced."""
+    caplog.set_level(logging.INFO)
+    kept = Kept(mesh=document("*", timeout="5s"), payment=document("payment", timeout="1s"))
+    policies = Policies(control, kept)
+    assert policies.effective("payment").timeout == 1.0
+    timeouts, _ = follow(policies, "payment")
+    assert timeouts == [1.0]
+    control.push("payment")
+    control.push("*", timeout=2.0)
+    control.push("*")
+    assert timeouts == [1.0, 5.0, 2.0, None]
+    assert kept.asked == ["*", "payment"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the policy of the mesh is that of 4 min ago until control says otherwise",
+        "the policy of payment is that of 4 min ago until control says otherwise",
+    ]
+
+
+def test_what_control_said_is_not_replaced_by_what_was_known_before(control):
+    """However late somebody follows."""
+    policies = Policies(control, Kept(payment=document("payment", timeout="1s")))
+    follow(policies, "payment")
+    control.push("payment", timeout=3.0)
+    assert follow(policies, "payment")[0] == [3.0]
+
+
+def test_whoever_comes_back_to_a_service_asks_again_what_was_known(control):
+    """What it knew itself it let go with the last follower, and by then it may be another."""
+    kept = Kept(payment=document("payment", timeout="1s"))
+    policies = Policies(control, kept)
+    follow(policies, "payment")[1].close()
+    kept.documents["payment"] = document("payment", timeout="2s")
+    assert follow(policies, "payment")[0] == [2.0]
+
+
+@pytest.mark.parametrize("text", ["{", document("payment", timeout="soon"), ""])
+def test_a_remembered_document_that_cannot_be_used_is_passed_over(control, caplog, text):
+    """With one warning; unknown fields of a newer release alone are no reason."""
+    policies = Policies(control, Kept(payment=text))
+    assert follow(policies, "payment")[0] == [None]
+    assert policies.effective("payment").timeout is None
+    (record,) = caplog.records
+    assert "the policy of payment as last known is passed over: it: " in record.getMessage()
+    newer = Policies(control, Kept(order=document("order", timeout="1s", newer={"a": 1})))
+    assert newer.effective("order").timeout == 1.0

@@ -181,22 +181,110 @@ async def test_a_second_control_service_on_the_same_file_is_refused(url, monkeyp
             await Database.open(url, SCHEMA)
 
 
+NO_DATABASE = b"this is not a database, and long enough to be taken for one " * 100
+
+
 async def test_a_file_that_is_no_database_is_refused(tmp_path):
-    """The error names the file and what to do."""
-    path = tmp_path / "control.db"
-    path.write_bytes(b"this is not a database, and long enough to be taken for one " * 100)
+    """A path written wrong costs nobody the file there; the error says what to do."""
+    path = tmp_path / "notes.txt"
+    path.write_bytes(NO_DATABASE)
     with pytest.raises(ControlError, match="not a database; move the file aside"):
         await Database.open(f"sqlite:{path}", SCHEMA)
+    assert path.read_bytes() == NO_DATABASE
 
 
-async def test_a_damaged_file_is_refused(url, tmp_path):
-    """Overwritten pages are found at the start, before any wrong record is served."""
-    async with opened(url) as (_, store):
+async def fill(url: str) -> None:
+    """Two hundred policies and two hundred instances."""
+    async with opened(url) as (database, store):
         await store.apply("default", {f"service-{n}": "x" * 500 for n in range(200)})
-    path = tmp_path / "state" / "control.db"
+        records = InstanceRecords(database)
+        for number in range(200):
+            records.keep(instance(f"p{number}", labels={"note": "x" * 500}))
+        await records.flush()
+
+
+def pages_of(path, table: str) -> list[int]:
+    """The pages of the file, from 1, that hold a table."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        try:
+            pages = database.execute("SELECT pageno FROM dbstat WHERE name = ?", [table])
+        except sqlite3.OperationalError:
+            pytest.skip("this SQLite does not tell which page is whose")
+        return [page for (page,) in pages.fetchall()]
+
+
+def overwrite(path, pages: list[int]) -> None:
     content = bytearray(path.read_bytes())
-    content[4096 * 3 : 4096 * 12] = b"\xff" * (4096 * 9)
+    for page in pages:
+        content[4096 * (page - 1) : 4096 * page] = b"\xff" * 4096
     path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "lost"),
+    [
+        ("instances", "instances"),
+        ("documents", "documents"),
+        # Documents whose revisions are not known cannot be counted on.
+        ("revisions", "documents, revisions"),
+    ],
+)
+async def test_of_a_damaged_file_the_tables_that_are_whole_live_on(
+    damaged, lost, url, tmp_path, caplog
+):
+    """Of the others nothing does: half of a history would bring back what was changed since."""
+    await fill(url)
+    path = tmp_path / "state" / "control.db"
+    overwrite(path, pages_of(path, damaged)[-1:])
+    content = path.read_bytes()
+    async with opened(url) as (database, store):
+        assert len(store.list("default")) == (0 if "documents" in lost else 200)
+        assert store.revision == (0 if "revisions" in lost else 1)
+        records = await InstanceRecords(database).load()
+        assert len(records) == (0 if "instances" in lost else 200)
+        assert (await store.apply("default", {"payment": "{1}"})).changed == ("payment",)
+    (warning,) = caplog.messages
+    assert "control.db was damaged" in warning
+    assert f"is control.db.damaged-1 now; lost with it: {lost}; policies" in warning
+    assert (path.parent / "control.db.damaged-1").read_bytes() == content
+    caplog.clear()
+    async with opened(url) as (_, store):
+        assert store.get("default", "payment") is not None
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("keep", [0, 1, 16, 100, 4096, 4096 * 20 + 17])
+async def test_a_file_that_was_cut_off_starts_anew(keep, url, tmp_path):
+    """Wherever it was cut; nothing of it that is served is wrong."""
+    await fill(url)
+    path = tmp_path / "state" / "control.db"
+    path.write_bytes(path.read_bytes()[:keep])
+    async with opened(url) as (database, store):
+        assert len(store.list("default")) in (0, 200)
+        assert len(await InstanceRecords(database).load()) in (0, 200)
+        assert (await store.apply("default", {"payment": "{1}"})).changed == ("payment",)
+
+
+async def test_a_file_of_garbage_is_moved_aside_each_time(tmp_path):
+    """Nothing is ever deleted, and no older one overwritten."""
+    path = tmp_path / "control.db"
+    for number in (1, 2):
+        path.write_bytes(NO_DATABASE)
+        async with opened(f"sqlite:{path}") as (_, store):
+            assert store.revision == 0
+        assert (tmp_path / f"control.db.damaged-{number}").read_bytes() == NO_DATABASE
+
+
+async def test_a_damaged_file_that_cannot_be_moved_is_refused(url, tmp_path, monkeypatch):
+    """The error says what to do."""
+    await fill(url)
+    path = tmp_path / "state" / "control.db"
+    overwrite(path, [2, 3, 4, 5])
+
+    def fail(self, target):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.rename", fail)
     with pytest.raises(ControlError, match="move the file aside"):
         await Database.open(url, SCHEMA)
 

@@ -209,6 +209,48 @@ def test_a_difference_that_is_refused_is_followed_by_the_whole_set_at_once():
     assert last.bases == {INSTANCES: 5}
 
 
+def test_what_is_held_from_before_is_the_base_and_counts_once_it_is_acknowledged():
+    """Also when nothing is newer; a version that was never here is no base."""
+    for held, bases in ((3, {INSTANCES: 3}), (7, {INSTANCES: 7}), (8, {})):
+        pushes = Pushes()
+        process = Process("default", "order", "o1", accepts_differences=True)
+        subscriber = pushes.join(process, 0.0)
+        pushes.want(subscriber, {INSTANCES: 7}, {INSTANCES: held})
+        assert not pushes.acknowledged("default", "payment", 7)
+        assert state_of(pushes, revision=0).state is State.PENDING
+        push = pushes.next_push(subscriber, 0, 0.0)
+        assert push is not None
+        assert (push.resources, push.bases) == ({INSTANCES: 7}, bases)
+        pushes.answered(subscriber, push.nonce, 0.0)
+        assert pushes.acknowledged("default", "payment", 7)
+        assert state_of(pushes, revision=0).state is State.SYNCED
+
+
+def test_what_is_held_is_nothing_to_a_process_that_takes_no_differences():
+    """It is sent the whole set."""
+    pushes = Pushes()
+    subscriber = pushes.join(Process("default", "order", "o1"), 0.0)
+    pushes.want(subscriber, {INSTANCES: 7}, {INSTANCES: 7})
+    push = pushes.next_push(subscriber, 0, 0.0)
+    assert push is not None
+    assert (push.resources, push.bases) == ({INSTANCES: 7}, {})
+
+
+def test_a_process_is_found_by_its_instance_the_newest_stream_first():
+    """The old one may only not be known to be dead."""
+    pushes = Pushes()
+    first = joined(pushes, instance="o1")
+    other = joined(pushes, instance="o2")
+    assert pushes.find("default", "o1") is first
+    second = joined(pushes, instance="o1")
+    assert pushes.find("default", "o1") is second
+    pushes.leave(second)
+    assert pushes.find("default", "o1") is first
+    assert pushes.find("default", "o2") is other
+    assert pushes.find("test", "o1") is None
+    assert pushes.find("default", "o3") is None
+
+
 def test_instances_that_are_wanted_anew_are_sent_whole():
     """Who dropped them has forgotten them."""
     pushes = Pushes()

@@ -7,6 +7,7 @@ import contextvars
 import logging
 import random
 from collections import deque
+from dataclasses import replace
 
 import pytest
 
@@ -161,6 +162,87 @@ async def test_a_process_frozen_past_its_lease_comes_back(virtual_clock):
         assert seen[-1].instances == ()
 
 
+async def test_an_instance_that_somebody_deregistered_comes_back(virtual_clock):
+    """It lives, and nobody but itself can end that: as the next incarnation, by its next renewal."""
+    async with MemoryRegistry(clock=virtual_clock) as registry:
+        seen = []
+        registry.watch("payment", seen.append)
+        registration = keep(registry, virtual_clock)
+        await registration.start()
+        await registry.deregister(INSTANCE)
+        assert (seen[-1].instances, seen[-1].departed) == ((), {INSTANCE.id})
+        await virtual_clock.advance(RENEW_EVERY)
+        assert [each.incarnation for each in seen[-1].instances] == [1]
+        assert seen[-1].departed == frozenset()
+        await registration.stop()
+
+
+async def test_an_operators_drain_outlives_what_the_instance_tells(virtual_clock):
+    """Its load changes all the time, and it goes on renewing: it stays out until undrained."""
+    async with MemoryRegistry(clock=virtual_clock) as registry:
+        loads = iter(LoadReport(each / 10, 40.0) for each in (1, 3, 5, 7, 9))
+        registration = Registration(
+            registry, INSTANCE, load=lambda: next(loads, None), clock=virtual_clock
+        )
+        await registration.start()
+        await registry.drain(INSTANCE)
+        await virtual_clock.advance(3 * RENEW_EVERY)
+        (record,) = await registry.instances("payment")
+        assert (record.state, record.load is None) == (State.DRAINING, False)
+        assert record.load.utilization > 0.4
+        await registry.undrain(INSTANCE)
+        await virtual_clock.advance(RENEW_EVERY)
+        (record,) = await registry.instances("payment")
+        assert record.state is State.ACTIVE
+        await registration.stop()
+
+
+async def test_a_fleet_comes_back_to_an_empty_registry_within_seconds_and_not_at_once(
+    virtual_clock,
+):
+    """After an outage in which it forgot them: each as its next incarnation."""
+    start = virtual_clock.now()
+    outage = (start + 6.0, start + 30.0)
+    tables = [MemoryRegistry(clock=virtual_clock), MemoryRegistry(clock=virtual_clock)]
+    came = []
+
+    class Failing:
+        async def register(self, instance):
+            await self._table().register(instance)
+            came.append((virtual_clock.now(), instance.incarnation))
+
+        async def renew(self, instance):
+            return await self._table().renew(instance)
+
+        async def deregister(self, instance):
+            await self._table().deregister(instance)
+
+        def _table(self):
+            if outage[0] <= virtual_clock.now() < outage[1]:
+                raise DOWN
+            return tables[virtual_clock.now() >= outage[1]]
+
+    fleet = [
+        Registration(
+            Failing(),
+            replace(INSTANCE, id=f"payment-{number}"),
+            clock=virtual_clock,
+            rng=random.Random(number),
+        )
+        for number in range(60)
+    ]
+    for each in fleet:
+        await each.start()
+    came.clear()
+    await virtual_clock.advance(outage[1] + LONGEST - start)
+    assert len(await tables[1].instances("payment")) == len(fleet)
+    assert {incarnation for _, incarnation in came} == {1}
+    busiest = max(sum(at <= when < at + 0.5 for when, _ in came) for at, _ in came)
+    assert busiest < len(fleet) / 3  # in half a second of the five
+    for each in fleet:
+        await each.stop()
+
+
 async def test_the_next_incarnation_is_tried_until_it_is_in(virtual_clock):
     """An outage between losing the lease and registering again costs no second incarnation."""
     registry = ScriptedRegistry(virtual_clock, renew=[False], register=[None, DOWN, DOWN])
@@ -256,6 +338,25 @@ async def test_stopping_during_a_registration_takes_it_back(virtual_clock):
     await registration.stop()
     await virtual_clock.advance(60)
     assert registry.names() == ["register", "register", "deregister"]
+
+
+async def test_leaving_ends_also_if_a_cancellation_gets_lost(virtual_clock):
+    """Calls of grpcio's that fail in that moment raise their error in its place."""
+
+    class Swallowing(ScriptedRegistry):
+        async def renew(self, instance):
+            try:
+                await super().renew(instance)
+            except asyncio.CancelledError:
+                raise DOWN from None
+
+    registry = Swallowing(virtual_clock, renew=[HANG])
+    registration = keep(registry, virtual_clock)
+    await registration.start()
+    await virtual_clock.advance(RENEW_EVERY)
+    async with asyncio.timeout(5):
+        await registration.stop()
+    assert registry.names() == ["register", "renew", "deregister"]
 
 
 async def test_stopping_what_never_started_asks_nothing(virtual_clock):

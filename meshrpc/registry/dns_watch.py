@@ -1,0 +1,157 @@
+"""Following one service in DNS: lookup after lookup, for all who watch it.
+
+The answer's lifetime says when to look again, a little later than it ends, so that processes that
+got it from one cache do not ask together, nor just before it renews. No answer is not an empty one:
+what was known stays known, and the next lookup comes soon, with a growing, jittered wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+from meshrpc.clock import Clock
+from meshrpc.errors import RegistryError
+from meshrpc.registry.backoff import backoff
+from meshrpc.registry.instance import Instance
+from meshrpc.registry.registry import Snapshot, Watch
+
+LATE = 0.5
+"""Seconds at most that a lookup comes after the end of the last answer's lifetime."""
+WARN_EVERY = 60.0
+"""Seconds between two warnings of one outage."""
+
+log = logging.getLogger(__name__)
+
+Look = Callable[[], Awaitable[tuple[Snapshot, float]]]
+"""Look a service up: what there is, and for how many seconds it holds."""
+
+
+class FollowedName:
+    """The one loop of a service, and everyone who gets its answers.
+
+    Args:
+        service: what is followed.
+        look: asks DNS; raises `RegistryError` when there is no answer.
+        may_be_unknown: whether a service that DNS has never known is an empty one, rather than
+            one of which nothing is known, which callers then hear.
+        on_idle: called after the last watch.
+        rng: the jitter.
+        clock: the time between lookups.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        look: Look,
+        *,
+        may_be_unknown: bool,
+        on_idle: Callable[[FollowedName], None],
+        rng: random.Random,
+        clock: Clock,
+    ) -> None:
+        self.service = service
+        self.last: Snapshot | None = None
+        self.failure: str | None = None
+        """Why the last lookup had no answer; None when it had one."""
+        self._look = look
+        self._may_be_unknown = may_be_unknown
+        self._on_idle = on_idle
+        self._rng = rng
+        self._clock = clock
+        self._watches: list[_DnsWatch] = []
+
+    def __repr__(self) -> str:
+        known = "nothing yet" if self.last is None else f"instances={len(self.last.instances)}"
+        return f"<FollowedName {self.service} watches={len(self._watches)} {known}>"
+
+    def watch(self, on_snapshot: Callable[[Snapshot], None]) -> Watch:
+        """Add a watch; it is told at once what is known."""
+        watch = _DnsWatch(self, on_snapshot)
+        self._watches.append(watch)
+        self._deliver(watch)
+        return watch
+
+    def unwatch(self, watch: _DnsWatch) -> None:
+        """Remove a watch; `on_idle` is called after the last one."""
+        if watch in self._watches:
+            self._watches.remove(watch)
+            if not self._watches:
+                self._on_idle(self)
+
+    async def follow(self) -> None:
+        """Look for ever, and tell the watches what changes."""
+        failures = 0
+        warned_at: float | None = None
+        while True:
+            try:
+                snapshot, ttl = await self._ask()
+            except RegistryError as error:
+                failures += 1
+                self.failure = str(error)
+                now = self._clock.now()
+                if warned_at is None or now - warned_at >= WARN_EVERY:
+                    warned_at = now
+                    log.warning("watching %r: %s; trying again", self.service, error)
+                await self._clock.sleep(backoff(failures, self._rng))
+                continue
+            if failures:
+                log.info("watching %r: DNS answers again", self.service)
+            failures, warned_at, self.failure = 0, None, None
+            self._publish(snapshot)
+            await self._clock.sleep(ttl + self._rng.uniform(0.0, LATE))
+
+    async def _ask(self) -> tuple[Snapshot, float]:
+        snapshot, ttl = await self._look()
+        if not snapshot.instances and self.last is None and not self._may_be_unknown:
+            raise RegistryError("DNS knows no address of that name")
+        return snapshot, ttl
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        before, self.last = self.last, snapshot
+        if before == snapshot and before.skipped == snapshot.skipped:
+            return
+        for line in snapshot.skipped:
+            if before is None or line not in before.skipped:
+                log.warning("watching %r: left out: %s", self.service, line)
+        for watch in tuple(self._watches):
+            self._deliver(watch)
+
+    def _deliver(self, watch: _DnsWatch) -> None:
+        if self.last is None or watch not in self._watches:
+            return
+        try:
+            watch.on_snapshot(self.last)
+        except Exception:
+            log.exception("a watch of %r failed; it will be called again", self.service)
+
+
+class _DnsWatch:
+    def __init__(self, followed: FollowedName, on_snapshot: Callable[[Snapshot], None]) -> None:
+        self._followed = followed
+        self.on_snapshot = on_snapshot
+
+    def __repr__(self) -> str:
+        return f"<DnsWatch of {self._followed!r}>"
+
+    def close(self) -> None:
+        self._followed.unwatch(self)
+
+    def why_silent(self) -> str | None:
+        """Return why DNS does not answer just now; None while it does."""
+        return self._followed.failure
+
+
+def instances(weights: dict[str, int], service: str, namespace: str) -> tuple[Instance, ...]:
+    """Return addresses as instances, ordered by id, which is the address."""
+    return tuple(
+        Instance(
+            id=address,
+            service=service,
+            address=address,
+            namespace=namespace,
+            weight=weights[address],
+        )
+        for address in sorted(weights)
+    )
