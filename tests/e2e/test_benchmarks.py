@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[2]
         ["overhead.py", "--pairs", "2", "--seconds", "0.05", "--concurrency", "1"],
         ["pick.py", "--rounds", "1"],
         ["limiter.py", "--rounds", "1"],
-        ["registered.py", "--instances", "200", "--turns", "1", "--rounds", "1"],
+        pytest.param(
+            ["registered.py", "--instances", "200", "--turns", "1", "--rounds", "1"],
+            marks=pytest.mark.soak,
+        ),
         pytest.param(
             [
                 *("registry.py", "--instances", "200", "--services", "20", "--watchers", "5"),

@@ -241,7 +241,12 @@ class Compose:
         return "\n".join(file.read_text()[-2000:] for file in self._folder.glob(f"{name}.*log"))
 
 
-@pytest.fixture(params=[pytest.param("consul", marks=pytest.mark.consul), "mesh"])
+@pytest.fixture(
+    params=[
+        pytest.param("consul", marks=pytest.mark.consul),
+        pytest.param("mesh", marks=pytest.mark.soak),
+    ]
+)
 def registry(request):
     """What the services register with: variables for Compose, and where Consul is."""
     if request.param == "mesh":

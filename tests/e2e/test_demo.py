@@ -80,6 +80,7 @@ def test_the_demo_survives_a_killed_and_a_frozen_worker():
 
 
 @pytest.mark.consul
+@pytest.mark.soak
 def test_the_demo_runs_on_a_real_consul(consul_url):
     """The same, with Consul as the registry of every process."""
     process = demo("--duration", "6", "--registry", consul_url)

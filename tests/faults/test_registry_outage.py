@@ -121,7 +121,6 @@ async def test_a_registry_that_returns_garbage_costs_no_call(registries, each):
     short=[
         ["services", [SERVICES], "hold", 4.5],
         ["callers", [CALLERS], "hold", 2.5],
-        ["both", GATES, "hold-answers", 2.5],
     ],
     long=[
         ["services", [SERVICES], "hold", 60.0],
