@@ -81,6 +81,7 @@ async def calls_go_to_a_server_started_again(world: World):
     method = world.unary_unary(echo, channel)
     first = await method(b"a")
     await world.stop_server()
+    await failing(channel)  # until then a call may still go out, and break
     between = await raised(method(b"b"))
     await world.start_server()
     return [first, between, await method(b"c", wait_for_ready=True), await method(b"d")]
