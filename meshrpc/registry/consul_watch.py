@@ -11,12 +11,14 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.errors import RegistryError
 from meshrpc.limits.token_bucket import TokenBucket
 from meshrpc.registry.backoff import backoff
-from meshrpc.registry.registry import Snapshot, Watch
+from meshrpc.registry.followed import Followed
+from meshrpc.registry.registry import Snapshot
 
 QUERIES_AT_ONCE = 4
 """Queries without a pause between them: that many changes in a row are seen at once each;"""
@@ -32,7 +34,7 @@ Query = Callable[[str, int | None], Awaitable[tuple[int, Snapshot, str | None]]]
 be old, if so."""
 
 
-class FollowedService:
+class FollowedService(Followed):
     """The one query of a service, and everyone who gets its answers."""
 
     def __init__(
@@ -44,42 +46,19 @@ class FollowedService:
         rng: random.Random,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.service = service
-        self.last: Snapshot | None = None
-        self.silent: str | None = None
-        """Why Consul does not answer just now, or not with what there is just now."""
+        super().__init__(service, partial(on_idle, self))
         self._query = query
-        self._on_idle = on_idle
         self._rng = rng
         self._clock = clock
         self._bucket = TokenBucket(QUERIES_PER_SECOND, QUERIES_AT_ONCE)
         self._failures = 0
         self._warned_at: float | None = None
         self._waits_for_change = False
-        self._watches: list[_ConsulWatch] = []
-
-    def __repr__(self) -> str:
-        known = "nothing yet" if self.last is None else f"instances={len(self.last.instances)}"
-        return f"<FollowedService {self.service} watches={len(self._watches)} {known}>"
 
     @property
     def waits_for_change(self) -> bool:
         """Whether the query that runs is answered only once something changes."""
         return self._waits_for_change
-
-    def watch(self, on_snapshot: Callable[[Snapshot], None]) -> Watch:
-        """Add a watch; it is told at once what is known."""
-        watch = _ConsulWatch(self, on_snapshot)
-        self._watches.append(watch)
-        self._deliver(watch)
-        return watch
-
-    def unwatch(self, watch: _ConsulWatch) -> None:
-        """Remove a watch; `on_idle` is called after the last one."""
-        if watch in self._watches:
-            self._watches.remove(watch)
-            if not self._watches:
-                self._on_idle(self)
 
     async def follow(self) -> None:
         """Ask for ever what changed, and tell the watches. Begins without an index."""
@@ -115,34 +94,3 @@ class FollowedService:
         if self._warned_at is None or now - self._warned_at >= WARN_EVERY:
             self._warned_at = now
             log.warning("watching %r: %s; trying again", self.service, error)
-
-    def _publish(self, snapshot: Snapshot) -> None:
-        # Whom it skipped is news too, though snapshots that differ in nothing else are equal.
-        if self.last is None or (snapshot, snapshot.skipped) != (self.last, self.last.skipped):
-            self.last = snapshot
-            for watch in tuple(self._watches):
-                self._deliver(watch)
-
-    def _deliver(self, watch: _ConsulWatch) -> None:
-        if self.last is None or watch not in self._watches:
-            return
-        try:
-            watch.on_snapshot(self.last)
-        except Exception:
-            log.exception("a watch of %r failed; it will be called again", self.service)
-
-
-class _ConsulWatch:
-    def __init__(self, followed: FollowedService, on_snapshot: Callable[[Snapshot], None]) -> None:
-        self._followed = followed
-        self.on_snapshot = on_snapshot
-
-    def __repr__(self) -> str:
-        return f"<ConsulWatch of {self._followed!r}>"
-
-    def why_silent(self) -> str | None:
-        """Why Consul does not answer just now; None while it does."""
-        return self._followed.silent
-
-    def close(self) -> None:
-        self._followed.unwatch(self)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from meshrpc.clock import Clock
 from meshrpc.errors import RegistryError
 from meshrpc.registry.backoff import backoff
+from meshrpc.registry.followed import Followed
 from meshrpc.registry.instance import Instance
-from meshrpc.registry.registry import Snapshot, Watch
+from meshrpc.registry.registry import Snapshot
 
 LATE = 0.5
 """Seconds at most that a lookup comes after the end of the last answer's lifetime."""
@@ -28,7 +30,7 @@ Look = Callable[[], Awaitable[tuple[Snapshot, float]]]
 """Look a service up: what there is, and for how many seconds it holds."""
 
 
-class FollowedName:
+class FollowedName(Followed):
     """The one loop of a service, and everyone who gets its answers.
 
     Args:
@@ -51,34 +53,11 @@ class FollowedName:
         rng: random.Random,
         clock: Clock,
     ) -> None:
-        self.service = service
-        self.last: Snapshot | None = None
-        self.failure: str | None = None
-        """Why the last lookup had no answer; None when it had one."""
+        super().__init__(service, partial(on_idle, self))
         self._look = look
         self._may_be_unknown = may_be_unknown
-        self._on_idle = on_idle
         self._rng = rng
         self._clock = clock
-        self._watches: list[_DnsWatch] = []
-
-    def __repr__(self) -> str:
-        known = "nothing yet" if self.last is None else f"instances={len(self.last.instances)}"
-        return f"<FollowedName {self.service} watches={len(self._watches)} {known}>"
-
-    def watch(self, on_snapshot: Callable[[Snapshot], None]) -> Watch:
-        """Add a watch; it is told at once what is known."""
-        watch = _DnsWatch(self, on_snapshot)
-        self._watches.append(watch)
-        self._deliver(watch)
-        return watch
-
-    def unwatch(self, watch: _DnsWatch) -> None:
-        """Remove a watch; `on_idle` is called after the last one."""
-        if watch in self._watches:
-            self._watches.remove(watch)
-            if not self._watches:
-                self._on_idle(self)
 
     async def follow(self) -> None:
         """Look for ever, and tell the watches what changes."""
@@ -89,7 +68,7 @@ class FollowedName:
                 snapshot, ttl = await self._ask()
             except RegistryError as error:
                 failures += 1
-                self.failure = str(error)
+                self.silent = str(error)
                 now = self._clock.now()
                 if warned_at is None or now - warned_at >= WARN_EVERY:
                     warned_at = now
@@ -98,7 +77,7 @@ class FollowedName:
                 continue
             if failures:
                 log.info("watching %r: DNS answers again", self.service)
-            failures, warned_at, self.failure = 0, None, None
+            failures, warned_at, self.silent = 0, None, None
             self._publish(snapshot)
             await self._clock.sleep(ttl + self._rng.uniform(0.0, LATE))
 
@@ -109,38 +88,10 @@ class FollowedName:
         return snapshot, ttl
 
     def _publish(self, snapshot: Snapshot) -> None:
-        before, self.last = self.last, snapshot
-        if before == snapshot and before.skipped == snapshot.skipped:
-            return
         for line in snapshot.skipped:
-            if before is None or line not in before.skipped:
+            if self.last is None or line not in self.last.skipped:
                 log.warning("watching %r: left out: %s", self.service, line)
-        for watch in tuple(self._watches):
-            self._deliver(watch)
-
-    def _deliver(self, watch: _DnsWatch) -> None:
-        if self.last is None or watch not in self._watches:
-            return
-        try:
-            watch.on_snapshot(self.last)
-        except Exception:
-            log.exception("a watch of %r failed; it will be called again", self.service)
-
-
-class _DnsWatch:
-    def __init__(self, followed: FollowedName, on_snapshot: Callable[[Snapshot], None]) -> None:
-        self._followed = followed
-        self.on_snapshot = on_snapshot
-
-    def __repr__(self) -> str:
-        return f"<DnsWatch of {self._followed!r}>"
-
-    def close(self) -> None:
-        self._followed.unwatch(self)
-
-    def why_silent(self) -> str | None:
-        """Return why DNS does not answer just now; None while it does."""
-        return self._followed.failure
+        super()._publish(snapshot)
 
 
 def instances(weights: dict[str, int], service: str, namespace: str) -> tuple[Instance, ...]:

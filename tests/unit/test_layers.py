@@ -28,7 +28,7 @@ LAYERS = (
         *("registry.dns", "registry.dns_url", "registry.dns_client", "registry.dns_answer"),
         *("registry.dns_lookup", "registry.dns_watch"),
         *("registry.file", "registry.file_document", "registry.file_look"),
-        *("registry.record", "registry.read_only"),
+        *("registry.record", "registry.read_only", "registry.followed"),
     ),
     (
         *("balancer", "resilience", "limits", "policy"),
