@@ -9,10 +9,10 @@ PINS   ?=
 OLDEST := $(shell sed -nE 's/^ *"((grpcio|protobuf)[a-z-]*)>=([0-9.]+)",$$/\1==\3/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest soak lint types proto proto-check bench bench-faults curves check clean
+.PHONY: help install demo test test-oldest soak lint types proto proto-check bench bench-faults bench-overload bench-workers curves check clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[36m%-14s\033[0m %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "meshrpc needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -67,6 +67,12 @@ bench: $(STAMP) ## measure what the mesh adds to a call, beside bare grpc.aio
 
 bench-faults: $(STAMP) ## break instances, beside bare grpc.aio, and print what calls became (docs/faults.md)
 	$(BIN)/python -m benchmarks.faults $(ARGS)
+
+bench-overload: $(STAMP) ## overload a server, beside bare grpc.aio, and print what became of calls (ARGS=--quick)
+	$(BIN)/python -m benchmarks.overload $(ARGS)
+
+bench-workers: $(STAMP) ## measure what more workers answer
+	$(BIN)/python -m benchmarks.workers $(ARGS)
 
 curves: $(STAMP) ## draw the curves of docs/simulations.md (ARGS=flapping for one)
 	$(BIN)/python -m tests.simulation.curves $(ARGS)

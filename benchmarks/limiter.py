@@ -13,7 +13,7 @@ import stopwatch
 from meshrpc.interceptors.rate_limit import RateLimitInterceptor
 from meshrpc.interceptors.server_call import ServerCall
 from meshrpc.limits.rate_limiter import RateLimiter
-from meshrpc.policy.model import RateLimit
+from meshrpc.policy.model import RateLimit, RateOverride, ShareMode
 
 NOW = 1_000.0
 METHOD = "/payment.v1.PaymentService/Charge"
@@ -64,6 +64,11 @@ def main() -> None:
         next_caller=itertools.cycle(CALLERS).__next__,
         **call,
     )
+    fleet = RateLimit("fleet", key=("caller",), share=ShareMode.FLEET, **DEEP)
+    cases.add("admitted, 1 limit over the fleet", check, check=RateLimiter((fleet,)).check, **call)
+    override = RateOverride((("caller", "order"),), **DEEP)
+    own = RateLimit("own", key=("caller",), overrides=(override,), **EMPTY)
+    cases.add("admitted, 1 limit, by override", check, check=RateLimiter((own,)).check, **call)
     for name, key in KEYS.items():
         cases.add(f"refused, 1 limit, {name}", check, check=limiter(EMPTY, key).check, **call)
     cases.add("refused, 3 limits", check, check=limiter(EMPTY, *three).check, **call)

@@ -22,6 +22,7 @@ from meshrpc.errors import (
     MeshError,
     PolicyError,
     RegistryError,
+    RpcError,
     SettingsError,
 )
 from meshrpc.interceptors.server_call import ServerCall, current_call, detached
@@ -40,6 +41,7 @@ __all__ = [
     "PolicyError",
     "Registry",
     "RegistryError",
+    "RpcError",
     "ServerCall",
     "Service",
     "Settings",

@@ -26,6 +26,7 @@ from meshrpc.client.endpoint import Dialing
 from meshrpc.client.intercepted import with_beneath
 from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.errors import SettingsError
+from meshrpc.fleet_limits import FleetLimits
 from meshrpc.policies import PolicySource
 from meshrpc.policy.model import EffectivePolicy
 from meshrpc.registry.instance import Instance
@@ -62,6 +63,8 @@ class Mesh:
         self.clock = clock
         self.policy_source: PolicySource | None = None
         """Where policies come from, if not from control; to be set before the mesh is entered."""
+        self.fleet_limits: FleetLimits | None = None
+        """The rate limits of which control gives this process a share; to be set before, too."""
         self.rng = rng or random.Random()
         self._session: Session | None = None
         self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()

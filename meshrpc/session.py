@@ -20,6 +20,7 @@ from meshrpc.client.endpoint import Dialing
 from meshrpc.client.view import view
 from meshrpc.clock import Clock
 from meshrpc.errors import SettingsError
+from meshrpc.fleet_limits import FleetLimits
 from meshrpc.last_known import LastKnown
 from meshrpc.last_known.place import folder_of_control, folder_of_registry
 from meshrpc.policies import Policies, PolicySource
@@ -41,6 +42,7 @@ class Member(Protocol):
     clock: Clock
     rng: random.Random
     policy_source: PolicySource | None
+    fleet_limits: FleetLimits | None
 
 
 class Session:
@@ -177,6 +179,7 @@ class Session:
                 rng=mesh.rng,
                 keep_policy=None if last_known is None else last_known.keep_policy,
                 view=lambda service: view(service, self.destinations),
+                limits=mesh.fleet_limits,
             )
         )
 

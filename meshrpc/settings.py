@@ -62,6 +62,19 @@ def _control(text: str | tuple[str, ...]) -> tuple[str, ...]:
     return tuple(_address(address) for address in text.split(","))
 
 
+def _control_http(text: str | tuple[str, ...]) -> tuple[str, ...]:
+    given = _control(text)
+    if not all(parse_address(address)[1] for address in given):
+        raise ValueError("the port is 1 to 65535")
+    return given
+
+
+def _shared_listen(text: str) -> str:
+    if parse_address(text)[1] == 0:
+        raise ValueError("a port that is shared is told by its number, 1 to 65535")
+    return _address(text)
+
+
 def valid_name(text: str) -> str:
     """Return the name of a service, a namespace, a zone or a version.
 
@@ -120,6 +133,9 @@ class Settings:
         "MESHRPC_CONTROL", (f"127.0.0.1:{DEFAULT_CONTROL_PORT}",), _control
     )
     """Control services, tried in turn; empty (written `none`) for no control service."""
+    control_http: tuple[str, ...] | None = _setting("MESHRPC_CONTROL_HTTP", None, _control_http)
+    """Where control services take events over HTTP, as `host:port`; empty (written `none`) for
+    nowhere, None for what `control` implies: see `control_http_urls`."""
     registry: str | Registry = _setting("MESHRPC_REGISTRY", "mesh:", lambda given: given)
     """A registry URL, or an object that is a `Registry`."""
     namespace: str = _setting("MESHRPC_NAMESPACE", "default", valid_name)
@@ -128,6 +144,8 @@ class Settings:
     """Where the server listens; port 0 takes any free one."""
     advertise: str | None = _setting("MESHRPC_ADVERTISE", None, _address)
     """What callers are told to dial; by default the address listened on."""
+    shared_listen: str | None = _setting("MESHRPC_SHARED_LISTEN", None, _shared_listen)
+    """One more address, shared by all workers of this service, for clients outside the mesh."""
     zone: str | None = _setting("MESHRPC_ZONE", None, valid_name)
     labels: Mapping[str, str] = _setting("MESHRPC_LABELS", dict, _labels)
     weight: int = _setting("MESHRPC_WEIGHT", 1, _weight)
@@ -159,3 +177,20 @@ class Settings:
         if arguments:
             raise SettingsError(f"unknown settings: {', '.join(sorted(arguments))}")
         return cls(**chosen)
+
+
+def control_http_urls(settings: Settings) -> tuple[str, ...]:
+    """Return where control services are reached over HTTP, each as `http://host:port`.
+
+    Unless told, they are looked for beside those of `control` that have the default port: of one
+    with a port of its own nothing is known.
+    """
+    addresses = settings.control_http
+    if addresses is None:
+        dialled = map(parse_address, settings.control)
+        addresses = tuple(
+            f"{host}:{DEFAULT_CONTROL_HTTP_PORT}"
+            for host, port in dialled
+            if port == DEFAULT_CONTROL_PORT
+        )
+    return tuple(f"http://{address}" for address in addresses)

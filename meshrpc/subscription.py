@@ -25,6 +25,7 @@ import grpc
 from meshrpc.absence import CONNECT_WITHIN, Absence, unreachable
 from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.errors import PolicyError
+from meshrpc.fleet_limits import FleetLimits, ShareReports
 from meshrpc.policy import load_document
 from meshrpc.policy.model import Policy
 from meshrpc.registry.registry import Snapshot, Watch
@@ -80,6 +81,7 @@ class Subscription:
         clock: for backoff and the rate of warnings.
         rng: for jitter.
         keep_policy: is given each document, as text, that all watches have taken; None: removed.
+        limits: those of this process's rate limits that are one over the fleet; None: it has none.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Subscription:
         clock: Clock = SYSTEM_CLOCK,
         rng: random.Random,
         keep_policy: Callable[[str, str | None], None] | None = None,
+        limits: FleetLimits | None = None,
     ) -> None:
         if not addresses:
             raise ValueError("a subscription needs the address of a control service")
@@ -102,6 +105,7 @@ class Subscription:
         self._clock = clock
         self._rng = rng
         self._keep_policy = keep_policy or (lambda *_: None)
+        self._limits = limits
         self._policies: dict[str, Resource[Policy | None]] = {}
         self._instances: dict[str, WatchedInstances] = {}
         self._current = 0
@@ -260,6 +264,7 @@ class Subscription:
         stub = control_pb2_grpc.ControlStub(self.channel)
         call = stub.Subscribe()
         writing = asyncio.create_task(_write(outgoing, call))
+        reports, reporting = None, None
         try:
             async with self._clock.timeout(CONNECT_WITHIN):
                 await call.initial_metadata()
@@ -267,6 +272,13 @@ class Subscription:
                 self._outgoing = outgoing
                 self._absence.end(self.address)
                 self._send_interest(is_first=True)
+                if self._limits is not None:
+                    reports = ShareReports(
+                        self._limits,
+                        lambda one: outgoing.put_nowait(control_pb2.SubscribeRequest(quota=one)),
+                        clock=self._clock,
+                    )
+                    reporting = asyncio.create_task(reports.run())
             async for push in call:
                 # Not sooner: what merely begins streams, and breaks them, is no control service.
                 self._failures = 0
@@ -278,12 +290,16 @@ class Subscription:
                 for question in push.questions:
                     if (view := self._answer(question)) is not None:
                         outgoing.put_nowait(control_pb2.SubscribeRequest(answer=view))
+                if reports is not None and push.HasField("quota"):
+                    reports.take(push.quota)
         finally:
             self._outgoing = None
             call.cancel()
-            writing.cancel()
-            # To the end of both, so that nothing of the stream outlives it.
-            await asyncio.gather(writing, call.code(), return_exceptions=True)
+            tasks = [task for task in (writing, reporting) if task is not None]
+            for task in tasks:
+                task.cancel()
+            # To the end of all, so that nothing of the stream outlives it.
+            await asyncio.gather(*tasks, call.code(), return_exceptions=True)
 
     def _take(self, push: control_pb2.Push) -> control_pb2.Acknowledgement:
         """Hand each resource to its watches; one that is refused holds back no other."""

@@ -21,6 +21,8 @@ NOT_EXECUTED: Final = "mesh-not-executed"
 """The call was refused before its handler ran: always safe to send elsewhere."""
 WRONG_TARGET: Final = "wrong-target"
 """Its value where the call was meant for another instance; otherwise it is `1`."""
+OVERLOADED: Final = "overloaded"
+"""How the details of a refusal begin that is for the server's load, and for no limit of the caller's."""
 RETRY_PUSHBACK: Final = "grpc-retry-pushback-ms"
 """When the caller may try again, in milliseconds; negative means never (gRFC A6)."""
 RETRY_AFTER: Final = "retry-after"
@@ -32,6 +34,9 @@ LOAD_REPORT: Final = "mesh-load-bin"
 ORCA_LOAD_REPORT: Final = "endpoint-load-metrics-bin"
 """The same for gRPC's own balancers (gRFC A51). C-core keeps it to itself: programs that use
 grpcio never see it, so meshrpc's callers could not."""
+
+STATUS_DETAILS: Final = "grpc-status-details-bin"
+"""A google.rpc.Status beside a call's own: what went wrong, for programs to read."""
 
 UNKNOWN_CALLER: Final = "unknown"
 

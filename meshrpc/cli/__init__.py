@@ -47,6 +47,7 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "registry": Subcommand("meshrpc.cli.registry:registry", "Look into a registry, and repair it."),
     "policy": Subcommand("meshrpc.cli.policy:policy", "Validate, apply and read policies."),
     "status": Subcommand("meshrpc.cli.status:status", "Show every connected process."),
+    "events": Subcommand("meshrpc.cli.events:events", "Show what the mesh did by itself."),
     "call": Subcommand("meshrpc.cli.call:call", "Call one method through the mesh."),
 }
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import click
 
+from meshrpc.cli.options import log_format_option
 from meshrpc.control.server import ControlServer
 from meshrpc.settings import (
     DEFAULT_CONTROL_HTTP_PORT,
     DEFAULT_CONTROL_PORT,
     default_state_dir,
 )
-from meshrpc.workers.logs import log_to_stderr
+from meshrpc.workers.logs import LogFormat, Who, log_to_stderr
 
 
 @click.command()
@@ -31,7 +32,7 @@ from meshrpc.workers.logs import log_to_stderr
     metavar="HOST:PORT",
     default=f"127.0.0.1:{DEFAULT_CONTROL_HTTP_PORT}",
     show_default=True,
-    help="Where people and probes read (HTTP).",
+    help="Where people and probes read, and supervisors report events (HTTP).",
 )
 @click.option(
     "--store",
@@ -39,9 +40,12 @@ from meshrpc.workers.logs import log_to_stderr
     help="Where policies are kept; control.db in the state folder unless given.",
 )
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without identity.")
-def control(listen: str, http: str, store: str | None, insecure: bool) -> None:
+@log_format_option
+def control(
+    listen: str, http: str, store: str | None, insecure: bool, log_format: LogFormat
+) -> None:
     """Run the control service: it pushes policies and keeps the embedded registry."""
-    log_to_stderr(logging.INFO)
+    log_to_stderr(logging.INFO, format=log_format, who=Who(service="control"))
     asyncio.run(_serve(listen, http, store or _default_store(), insecure=insecure))
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share: which registry, which control service, which namespace."""
+"""Options that several commands share: which registry, control service, namespace, log format."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import click
 
 from meshrpc.settings import Settings
+from meshrpc.workers.logs import ENVIRONMENT as LOG_FORMAT
+from meshrpc.workers.logs import LogFormat
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -27,6 +29,21 @@ def control_options(command: _Command) -> _Command:
         help="The control service.  [env: MESHRPC_CONTROL; default: 127.0.0.1:7700]",
     )
     return control(namespace(command))
+
+
+def log_format_option(command: _Command) -> _Command:
+    """Give a command `--log-format`; it receives `log_format: LogFormat`."""
+    option = click.option(
+        "--log-format",
+        type=click.Choice([each.value for each in LogFormat]),
+        callback=lambda _context, _option, value: LogFormat(value),
+        envvar=LOG_FORMAT,
+        default=LogFormat.TEXT.value,
+        show_default=True,
+        show_envvar=True,
+        help="How to log to stderr: for people, or a line of JSON per record.",
+    )
+    return option(command)
 
 
 def registry_options(command: _Command) -> _Command:

@@ -37,7 +37,8 @@ _COLOURS = {
     **dict.fromkeys(("draining", "pending", "held", "connecting", "changed"), "yellow"),
     **dict.fromkeys(("not_serving", "refused", "ejected", "transient_failure", "removed"), "red"),
     **dict.fromkeys(("stale", "bad_record", "duplicate_address", "unreachable"), "red"),
-    **dict.fromkeys(("lease_near_expiry", "version_skew"), "yellow"),
+    **dict.fromkeys(("lease_near_expiry", "version_skew", "restarted"), "yellow"),
+    **dict.fromkeys(("died", "hung", "crash_loop"), "red"),
 }
 
 

@@ -6,28 +6,60 @@ import logging
 import os
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import click
 
+from meshrpc.cli.options import log_format_option
+from meshrpc.errors import MeshError
 from meshrpc.settings import Settings
-from meshrpc.workers.logs import log_to_stderr
+from meshrpc.workers.announcing import Announcer
+from meshrpc.workers.logs import ENVIRONMENT as LOG_FORMAT
+from meshrpc.workers.logs import LogFormat, Who, log_to_stderr
 from meshrpc.workers.supervisor import Supervisor
+from meshrpc.workers.team import LIVENESS
+
+
+class _Count(click.ParamType):  # type: ignore[type-arg]  # older click has no argument there
+    """`N`, or `MIN..MAX`; both ends are 1 or more."""
+
+    name = "N|MIN..MAX"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,  # noqa: ARG002
+    ) -> tuple[int, int]:
+        first, dots, last = str(value).partition("..")
+        ends = [first, last] if dots else [first, first]
+        if not all(end.isascii() and end.isdecimal() for end in ends):
+            self.fail(f"{value!r} is neither a number, such as 4, nor a range, such as 2..8", param)
+        least, most = map(int, ends)
+        if not 1 <= least <= most:
+            self.fail(f"{value!r}: there is at least 1, and no more at first than at most", param)
+        return least, most
 
 
 @click.command()
 @click.argument("service", metavar="MODULE:SERVICE")
 @click.option(
     "--workers",
-    type=click.IntRange(min=1),
-    default=1,
+    type=_Count(),
+    default="1",
     show_default=True,
-    help="How many processes; each is an instance with its own port.",
+    help="How many processes, each an instance with its own port; MIN..MAX: as many as are busy.",
 )
 @click.option(
     "--app-dir",
     type=click.Path(path_type=Path),
     default=Path(),
     help="The folder MODULE is imported from; the current one unless given.",
+)
+@click.option(
+    "--reload",
+    is_flag=True,
+    help="Replace the workers when a Python file in the folder changes; for development.",
 )
 @click.option("--control", metavar="HOST:PORT", help="The control service, or `none`.")
 @click.option("--registry", metavar="URL", help="Where the service registers.")
@@ -37,15 +69,32 @@ from meshrpc.workers.supervisor import Supervisor
     metavar="HOST:PORT",
     help="Where to listen; worker 1 has this port, worker 2 the next. Port 0: any free one each.",
 )
+@click.option(
+    "--shared-listen",
+    metavar="HOST:PORT",
+    help="One more port, shared by all workers, for clients outside the mesh.",
+)
 @click.option("--zone", metavar="NAME", help="Where the processes run.")
-def run(service: str, workers: int, app_dir: Path, **settings: str | None) -> None:
+@log_format_option
+def run(
+    service: str,
+    workers: tuple[int, int],
+    app_dir: Path,
+    reload: bool,
+    log_format: LogFormat,
+    **settings: str | None,
+) -> None:
     """Run the service SERVICE of the module MODULE as worker processes.
 
-    A worker that dies is started again. The first Ctrl-C or SIGTERM lets the workers finish what
-    they do, a second one ends them at once. Settings given here count as environment
-    (MESHRPC_CONTROL and its like): those the service's own code gives win over them.
+    A worker that dies is started again. SIGHUP replaces the workers one after the other, by ones
+    that run the newest code. The first Ctrl-C or SIGTERM lets the workers finish what they do, a
+    second one ends them at once. Settings given here count as environment (MESHRPC_CONTROL and its
+    like): those the service's own code gives win over them.
     """
-    log_to_stderr(logging.INFO)
+    if os.name != "posix":
+        raise MeshError("workers need Linux or macOS; elsewhere run the service by service.run()")
+    who = Who()
+    log_to_stderr(logging.INFO, format=log_format, who=who)
     given = {name: value for name, value in settings.items() if value is not None}
     Settings.resolve({}, **given)  # a bad value is told here, under the name it was given by
     environment = {
@@ -53,9 +102,16 @@ def run(service: str, workers: int, app_dir: Path, **settings: str | None) -> No
         for field in fields(Settings)
         if field.name in given
     }
+    environment = {**os.environ, **environment, LOG_FORMAT: log_format.value}
+    least, most = workers
     Supervisor(
         service,
-        count=workers,
+        count=least,
+        most=most,
         folder=app_dir.resolve(),
-        environment={**os.environ, **environment},
+        environment=environment,
+        watch=reload,
+        # A breakpoint stops the event loop too: while developing, nobody is killed for that.
+        liveness=None if reload else LIVENESS,
+        announcer=Announcer(service, environment, who=who),
     ).run()

@@ -17,6 +17,7 @@ from meshrpc.resilience.circuit_breaker import CircuitBreaker
 from meshrpc.resilience.outcome import Outcome
 from meshrpc.resilience.retry_budget import RetryBudget
 from meshrpc.resilience.throttle import Throttle
+from meshrpc.wire import NOT_EXECUTED, OVERLOADED
 
 _NOT_ACCEPTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 """How a call ends that the service did not cope with; other failures are mistakes of its own."""
@@ -63,7 +64,20 @@ class AdmissionControl:
         outcome = None if last is None else last.outcome
         if last is None or outcome is Outcome.UNREACHED or outcome is Outcome.ABANDONED:
             return  # it says nothing of what the service accepts
-        if outcome is Outcome.FAILURE and last.code in _NOT_ACCEPTED:
+        if (outcome is Outcome.FAILURE and last.code in _NOT_ACCEPTED) or _is_overload(last):
             self._throttle.failed(now)
         else:
             self._throttle.accepted(now)
+
+
+def _is_overload(last: Attempt) -> bool:
+    """Whether a server had too much to do to take the call.
+
+    A refusal for a rate says the same code, but is of one key: for others the service has room.
+    CANCELLED, where nobody here cancelled, is what grpc says that has no room for a call.
+    """
+    return last.code is grpc.StatusCode.CANCELLED or (
+        last.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        and last.details.startswith(OVERLOADED)
+        and any(key == NOT_EXECUTED for key, _ in last.trailers())
+    )

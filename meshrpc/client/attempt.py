@@ -21,7 +21,8 @@ from meshrpc.client.endpoint import Endpoint
 from meshrpc.client.local_error import CANCELLED_HERE
 from meshrpc.clock import Clock
 from meshrpc.resilience.outcome import Outcome, classify
-from meshrpc.wire import LOAD_REPORT, Metadata
+from meshrpc.resilience.retry import has_broken
+from meshrpc.wire import DRAIN, LOAD_REPORT, Metadata
 
 _WRITE_BROKE = 'Failed "execute_batch"'
 """How grpcio explains the INTERNAL that it reports when a message could not be written: before it
@@ -213,11 +214,16 @@ class Attempt:
             code: grpc.StatusCode = known(inner.code())
             if code is grpc.StatusCode.OK and self._sampled:
                 return code  # of a unary call: it has nothing left that could fail
+            details, trailers = known(inner.details()) or "", known(inner.trailing_metadata())
+            if self.endpoint.is_leaving and has_broken(code, details):
+                # A server that hangs up while it is written to resets the connection, and then its
+                # last words are lost.
+                trailers = grpc.aio.Metadata(*(trailers or ()), (DRAIN, "1"))
             self.status = grpc.aio.AioRpcError(
                 code,
                 known(inner.initial_metadata()),
-                known(inner.trailing_metadata()),
-                known(inner.details()) or "",
+                trailers,
+                details,
                 known(inner.debug_error_string()),
             )
             if code is grpc.StatusCode.OK:

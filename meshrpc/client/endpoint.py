@@ -26,7 +26,7 @@ from meshrpc.client import options
 from meshrpc.client.method import Method
 from meshrpc.load_report import LoadReport
 from meshrpc.metadata import checked
-from meshrpc.registry.instance import Instance
+from meshrpc.registry.instance import Instance, State
 from meshrpc.resilience.health import Admission, Health
 from meshrpc.resilience.outcome import Outcome
 from meshrpc.resilience.outlier import OutlierDetector
@@ -167,6 +167,11 @@ class Endpoint:
         """Attempts under way."""
         return self.load.pending
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether its instance has said that it leaves."""
+        return self.instance.state is State.DRAINING
+
     def holds(self, instance: Instance) -> bool:
         """Return whether this endpoint's connection is the one to make to `instance`."""
         return instance.address == self.instance.address and (
@@ -257,11 +262,11 @@ class Endpoint:
         self.load.forget()
         self.capacity.forget()
 
-    async def close(self, grace: float) -> None:
-        """Give calls under way `grace` seconds to end, then close the channel."""
+    async def close(self, grace: float | None) -> None:
+        """Give calls under way `grace` seconds to end, None: all they need; close the channel."""
         if self._watcher is not None:
             self._watcher.cancel()
-        if self.load.pending and grace > 0:
+        if self.load.pending and grace != 0:
             self._idle = asyncio.Event()
             try:
                 async with asyncio.timeout(grace):

@@ -1,7 +1,8 @@
 """The endpoints of a destination: one for each instance that it connects to, as long as that is there.
 
 Which instances these are says the roster. One that is draining keeps the endpoint it has, and one
-whose instance has gone is closed when the calls it has are over, or after a while.
+whose instance has gone is closed when the calls it has are over, or, unless it was draining, after a
+while.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from meshrpc.policy import model
 from meshrpc.registry.instance import Instance
 
 CLOSE_GRACE = 30.0
-"""Seconds that calls under way get to end when their instance leaves the registry."""
+"""Seconds that calls under way get to end when their instance vanishes from the registry. One that
+was draining ends them itself, when its own grace is over, and says so."""
 
 _log = logging.getLogger("meshrpc.client")
 
@@ -112,6 +114,7 @@ class Endpoints:
         endpoint.reads_reports = kind is model.BalancerKind.WEIGHTED_ROUND_ROBIN
 
     def _retire(self, endpoint: Endpoint) -> None:
-        task = asyncio.create_task(endpoint.close(CLOSE_GRACE), context=contextvars.Context())
+        grace = None if endpoint.is_leaving else CLOSE_GRACE
+        task = asyncio.create_task(endpoint.close(grace), context=contextvars.Context())
         self._retiring[task] = endpoint
         task.add_done_callback(lambda _: self._retiring.pop(task))

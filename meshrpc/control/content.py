@@ -12,6 +12,7 @@ from typing import Final
 
 from meshrpc.control.instance_sets import InstanceSets
 from meshrpc.control.parts import key
+from meshrpc.control.quota_member import Grant
 from meshrpc.control.store import PolicyStore
 from meshrpc.control.subscriber import Kind, Push, Resource
 from meshrpc.registry.leases import LeaseTable
@@ -83,4 +84,14 @@ class Content:
     def asking(self, questions: Iterable[control_pb2.Question]) -> bytes:
         """Return a push of questions as it travels: no nonce, there is nothing to acknowledge."""
         push = control_pb2.Push(revision=self.revision, epoch=self.epoch, questions=questions)
+        return push.SerializeToString()
+
+    def giving(self, grant: Grant) -> bytes:
+        """Return a push of shares of rate limits as it travels: no nonce either."""
+        push = control_pb2.Push(revision=self.revision, epoch=self.epoch)
+        push.quota.number = grant.number
+        for one in grant.shares:
+            push.quota.shares.add(
+                limit=one.limit, key=one.key, share=one.share or 0, forget=one.share is None
+            )
         return push.SerializeToString()

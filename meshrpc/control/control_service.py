@@ -12,7 +12,7 @@ import contextlib
 import contextvars
 import logging
 from collections.abc import AsyncIterator, Collection
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -20,14 +20,20 @@ from google.protobuf.message import DecodeError
 from meshrpc.clock import Clock
 from meshrpc.control.content import Content
 from meshrpc.control.pushes import ANSWER_WITHIN, ProcessState, Pushes, State
+from meshrpc.control.quota import Quota
+from meshrpc.control.quota_member import Holder
 from meshrpc.control.refusals import details, name_problem
 from meshrpc.control.store import Applied, PolicyStore
 from meshrpc.control.stream import Stream, StreamEnded
 from meshrpc.control.subscriber import Kind, Process, Resource, Subscriber
+from meshrpc.limits.shares import Claim
 from meshrpc.registry.leases import LeaseTable
+from meshrpc.registry.registry import LEASE
 from meshrpc.v1 import control_pb2
 
 DEFAULT_NAMESPACE: Final = "default"
+MAX_CLAIMS: Final = 20_000
+"""Buckets of which one process may say what it wants: memory is bounded, whoever it is."""
 VIEW_WITHIN: Final = 5.0
 """Seconds that a process has to say what it makes of a service."""
 
@@ -51,12 +57,23 @@ class ControlService:
         store: where policies are read; its changes are pushed.
         leases: where instances are read; whoever changes it calls `instances_changed`.
         clock: monotonic time.
+        quota: who has which shares of rate limits; by default as of a control service that has
+            just started.
     """
 
-    def __init__(self, store: PolicyStore, leases: LeaseTable, *, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: PolicyStore,
+        leases: LeaseTable,
+        *,
+        clock: Clock,
+        quota: Quota | None = None,
+    ) -> None:
         self._content = Content(store, leases)
         self._clock = clock
         self._pushes = Pushes()
+        self.quota = quota or Quota(clock.now())
+        """Who has which shares of rate limits over the fleet; to be read only."""
         self._streams: dict[Subscriber, Stream] = {}
         self._due_changed = asyncio.Event()
         self._acknowledgements: dict[Resource, asyncio.Event] = {}
@@ -114,6 +131,7 @@ class ControlService:
         finally:
             reader.cancel()
             del self._streams[subscriber]
+            self.quota.leave(stream)
             watched = tuple(subscriber.wants)
             self._pushes.leave(subscriber)
             self._dropped(watched)
@@ -170,6 +188,8 @@ class ControlService:
     def _next_message(self, subscriber: Subscriber, stream: Stream) -> bytes | None:
         if questions := stream.questions():
             return self._content.asking(questions)
+        if (grant := stream.grant()) is not None:
+            return self._content.giving(grant)
         push = self._pushes.next_push(subscriber, self._content.revision, self._clock.now())
         if push is None:
             return None
@@ -222,6 +242,8 @@ class ControlService:
                 self._acknowledged(taken)
             case "answer":
                 stream.answered(request.answer)
+            case "quota":
+                self._reported(subscriber, stream, request.quota)
 
     def _interested(self, subscriber: Subscriber, interest: control_pb2.Interest) -> None:
         namespace = subscriber.process.namespace
@@ -236,6 +258,20 @@ class ControlService:
         dropped = subscriber.wants.keys() - set(wanted)
         self._pushes.want(subscriber, {one: self._content.version(one) for one in wanted}, held)
         self._dropped(dropped)
+
+    def _reported(
+        self, subscriber: Subscriber, stream: Stream, report: control_pb2.QuotaReport
+    ) -> None:
+        process = subscriber.process
+        if stream.has_ended or not process.instance:
+            return  # whoever is nobody in particular cannot be told apart from others
+        claims = [
+            Claim(one.limit, one.key, one.demand, one.share, one.is_granted)
+            for one in report.claims[:MAX_CLAIMS]
+        ]
+        holder = Holder(process.namespace, process.service, process.instance)
+        self.quota.report(holder, stream, report.grant, claims, self._clock.now())
+        self._due_changed.set()
 
     async def View(
         self, request: control_pb2.ViewRequest, context: Any
@@ -304,7 +340,7 @@ class ControlService:
     async def run(self) -> None:
         """End gatherings and give up on who does not answer, until cancelled."""
         while True:
-            waits = (self._pushes.next_due(), self._content.next_due())
+            waits = (self._pushes.next_due(), self._content.next_due(), self.quota.next_due())
             due = min((one for one in waits if one is not None), default=None)
             self._due_changed.clear()
             with contextlib.suppress(TimeoutError):
@@ -315,6 +351,12 @@ class ControlService:
             for subscriber in self._pushes.overdue(now):
                 self._give_up(subscriber)
             self._content.forget(now)
+            for stream, grant in self.quota.grants(now):
+                cast("Stream", stream).give(grant)
+            for stream in self.quota.overdue():
+                cast("Stream", stream).end(
+                    grpc.StatusCode.DEADLINE_EXCEEDED, f"no word of its shares for {LEASE:.0f} s"
+                )
 
     def stop(self) -> None:
         """End every stream; the processes keep what they know and come back later."""

@@ -1,13 +1,15 @@
 """The HTTP face of the control service: health for supervisors, and what the commands show.
 
-Reading only, as JSON, in the shapes of `-o json`; `?namespace=` chooses the namespace. Errors
-are JSON too: `{"error": "..."}`.
+As JSON, in the shapes of `-o json`; `?namespace=` chooses the namespace. Errors are JSON too:
+`{"error": "..."}`. The one thing that is written here is an event, which a supervisor of workers
+posts: it holds no gRPC object.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -15,6 +17,7 @@ from aiohttp import web
 
 from meshrpc.clock import Clock
 from meshrpc.control.control_service import DEFAULT_NAMESPACE
+from meshrpc.control.events import CAPACITY, EventLog, parse_events
 from meshrpc.control.pushes import ProcessState, Pushes
 from meshrpc.control.store import PolicyStore, StoredPolicy
 from meshrpc.registry.leases import LeaseTable
@@ -25,6 +28,10 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_SHOWN: Final = 200
 """Characters of a name that an error repeats."""
+MAX_DIGITS: Final = 18
+"""Digits of a number in a query."""
+MAX_BODY: Final = 1 << 20
+"""Bytes of a request."""
 
 
 class HttpFace:
@@ -34,22 +41,30 @@ class HttpFace:
         store: policies.
         leases: services and instances.
         pushes: connected processes.
+        events: what supervisors reported.
         clock: monotonic time, for ages.
     """
 
     def __init__(
-        self, store: PolicyStore, leases: LeaseTable, pushes: Pushes, *, clock: Clock
+        self,
+        store: PolicyStore,
+        leases: LeaseTable,
+        pushes: Pushes,
+        events: EventLog,
+        *,
+        clock: Clock,
     ) -> None:
         self._store = store
         self._leases = leases
         self._pushes = pushes
+        self._events = events
         self._clock = clock
         self.is_ready = False
         """What `/readyz` says."""
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""
-        application = web.Application(middlewares=[_json_errors])
+        application = web.Application(middlewares=[_json_errors], client_max_size=MAX_BODY)
         application.router.add_get("/healthz", self._healthz)
         application.router.add_get("/readyz", self._readyz)
         application.router.add_get("/api/v1/services", self._services)
@@ -57,6 +72,8 @@ class HttpFace:
         application.router.add_get("/api/v1/policies", self._policies)
         application.router.add_get("/api/v1/policies/{service}", self._policy)
         application.router.add_get("/api/v1/status", self._status)
+        application.router.add_get("/api/v1/events", self._list_events)
+        application.router.add_post("/api/v1/events", self._take_events)
         return application
 
     async def _healthz(self, _request: web.Request) -> web.Response:
@@ -91,9 +108,46 @@ class HttpFace:
         states = self._pushes.status(_namespace(request), self._store.revision, self._clock.now())
         return web.json_response([_row(state) for state in states])
 
+    async def _list_events(self, request: web.Request) -> web.Response:
+        chosen = self._events.select(
+            namespace=_namespace(request),
+            service=request.query.get("service") or None,
+            since=_number(request, "since", 0),
+            limit=_number(request, "limit", CAPACITY),
+        )
+        return web.json_response([event.to_json() for event in chosen])
+
+    async def _take_events(self, request: web.Request) -> web.Response:
+        """Take all of the events posted, or none."""
+        # A page of any web site may post to this machine, but not with this content type: before
+        # that a browser asks, and is not answered.
+        if request.content_type != "application/json":
+            raise web.HTTPUnsupportedMediaType(reason="events are posted as application/json")
+        body = await request.read()
+        try:
+            events = parse_events(json.loads(body))
+        except RecursionError:
+            raise web.HTTPBadRequest(reason="this is no list of events: nested too deep") from None
+        except UnicodeDecodeError:
+            raise web.HTTPBadRequest(reason="JSON is written in UTF-8") from None
+        except json.JSONDecodeError as error:
+            raise web.HTTPBadRequest(reason=f"this is no JSON: {error}") from error
+        except ValueError as error:
+            raise web.HTTPBadRequest(reason=str(error)) from error
+        now = time.time()
+        added = sum(self._events.add(event, now) for event in events)
+        return web.json_response({"added": added})
+
 
 def _namespace(request: web.Request) -> str:
     return request.query.get("namespace") or DEFAULT_NAMESPACE
+
+
+def _number(request: web.Request, name: str, default: int) -> int:
+    given = request.query.get(name) or str(default)
+    if not (given.isascii() and given.isdecimal() and len(given) <= MAX_DIGITS):
+        raise web.HTTPBadRequest(reason=f"{name}={given[:MAX_SHOWN]!r}: this is a whole number")
+    return int(given)
 
 
 def _policy(stored: StoredPolicy) -> dict[str, Any]:
@@ -125,7 +179,9 @@ async def _json_errors(request: web.Request, handler: _Handler) -> web.StreamRes
         if error.status == web.HTTPNotFound.status_code and request.match_info.http_exception:
             reason = f"there is nothing at {request.path[:MAX_SHOWN]}"
         elif error.status == web.HTTPMethodNotAllowed.status_code:
-            reason = f"{request.method} is not allowed here: this interface only reads"
+            reason = f"{request.method} is not allowed here, only {error.headers['Allow']}"
+        elif error.status == web.HTTPRequestEntityTooLarge.status_code:
+            reason = f"a request has {MAX_BODY} bytes at most"
         else:
             reason = error.reason
         allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None

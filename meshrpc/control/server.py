@@ -11,6 +11,7 @@ import contextvars
 import ipaddress
 import logging
 import signal
+import time
 from collections.abc import AsyncIterator, Coroutine
 from types import TracebackType
 from typing import Any, Final, Self
@@ -23,6 +24,7 @@ from meshrpc.control import records as records_module
 from meshrpc.control import store as store_module
 from meshrpc.control.control_service import ControlService
 from meshrpc.control.database import Database
+from meshrpc.control.events import EventLog
 from meshrpc.control.http import HttpFace
 from meshrpc.control.policy_service import PolicyService
 from meshrpc.control.records import InstanceRecords
@@ -187,7 +189,8 @@ class ControlServer:
         stack.callback(control.stop)  # ends the streams, so that the grace is not spent on them
         await server.start()
 
-        face = HttpFace(store, leases, control.pushes, clock=self._clock)
+        events = EventLog(started=time.time())
+        face = HttpFace(store, leases, control.pushes, events, clock=self._clock)
         http_address = await self._http.serve(face.application(), stack)
         for listen in (self._listen, self._http):
             if not listen.is_loopback:

@@ -1,7 +1,7 @@
-"""One process's stream as the control service holds it: its waking, its end, and what it is asked.
+"""One process's stream as the control service holds it: its waking, its end, what it is asked and given.
 
-A question goes out at once, beside the pushes: it waits for no acknowledgement and is none. Its
-answer comes on the same stream, or the stream ends.
+Questions, and shares of rate limits, go out at once, beside the pushes: they wait for no
+acknowledgement and are none. What they are answered with comes on the same stream, or the stream ends.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import itertools
 
 import grpc
 
+from meshrpc.control.quota_member import Grant
 from meshrpc.v1 import control_pb2
+
+_opened = itertools.count()
 
 
 class StreamEnded(Exception):
@@ -21,15 +24,27 @@ class StreamEnded(Exception):
 class Stream:
     """The waking of one handler, and why it is to end."""
 
-    __slots__ = ("_answers", "_ids", "_unsent", "has_ended", "wake", "why_ended")
+    __slots__ = (
+        "_answers",
+        "_grant",
+        "_ids",
+        "_unsent",
+        "has_ended",
+        "opened",
+        "wake",
+        "why_ended",
+    )
 
     def __init__(self) -> None:
+        self.opened = next(_opened)
+        """Tells which of two streams of one process is the newer one."""
         self.wake = asyncio.Event()
         self.has_ended = False
         self.why_ended: tuple[grpc.StatusCode, str] | None = None
         self._ids = itertools.count(1)
         self._unsent: dict[str, control_pb2.Question] = {}
         self._answers: dict[str, asyncio.Future[control_pb2.ViewResponse]] = {}
+        self._grant: Grant | None = None
 
     def __repr__(self) -> str:
         state = "ended" if self.has_ended else "open"
@@ -69,6 +84,16 @@ class Stream:
         questions = tuple(self._unsent.values())
         self._unsent.clear()
         return questions
+
+    def give(self, grant: Grant) -> None:
+        """Have shares of rate limits sent; there is one grant at a time."""
+        self._grant = grant
+        self.wake.set()
+
+    def grant(self) -> Grant | None:
+        """Return the shares that are to be sent now, once."""
+        grant, self._grant = self._grant, None
+        return grant
 
     def answered(self, answer: control_pb2.Answer) -> None:
         """Hand an answer to who waits for it; nobody may."""

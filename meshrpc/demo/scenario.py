@@ -130,8 +130,8 @@ class Demo:
     async def _trade(self, processes: Processes, environment: dict[str, str], state: Path) -> Sales:
         """Open the shop for as long as the demo lasts; return what was sold."""
         with self._console.status("starting the control service…"):
-            control = await self._start_control(processes, environment, state)
-        environment["MESHRPC_CONTROL"] = control
+            control, control_http = await self._start_control(processes, environment, state)
+        environment |= {"MESHRPC_CONTROL": control, "MESHRPC_CONTROL_HTTP": control_http}
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(
                 ControlClient([control], namespace=environment["MESHRPC_NAMESPACE"])
@@ -164,12 +164,15 @@ class Demo:
 
     async def _start_control(
         self, processes: Processes, environment: dict[str, str], state: Path
-    ) -> str:
+    ) -> tuple[str, str]:
+        """Start control; return where it listens with gRPC and with HTTP."""
         arguments = ["control", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
         arguments += ["--store", f"sqlite:{state / 'control.db'}"]
         process = processes.start("control", arguments, environment)
-        ready = await process.wait_for_line(r"^control ready: grpc (\S+),", READY_WITHIN)
-        return ready.group(1)
+        ready = await process.wait_for_line(
+            r"^control ready: grpc (\S+), http (\S+),", READY_WITHIN
+        )
+        return ready[1], ready[2]
 
     async def _enter_mesh(self, stack: AsyncExitStack, environment: dict[str, str]) -> Mesh:
         mesh = Mesh(

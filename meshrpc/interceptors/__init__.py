@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from meshrpc.interceptors.arrival import DeadlineInterceptor, TargetInterceptor
 from meshrpc.interceptors.compose import ServerInterceptor
+from meshrpc.interceptors.concurrency import ConcurrencyInterceptor
 from meshrpc.interceptors.load_report import LoadReportInterceptor
 from meshrpc.interceptors.rate_limit import RateLimitInterceptor
 from meshrpc.interceptors.tracing import TracingInterceptor
@@ -20,6 +21,8 @@ SERVER_ORDER: tuple[type[ServerInterceptor], ...] = (
     # After the two above, whose refusals must not use up a caller's tokens; before the span and
     # before the request is decoded, so that refusing stays cheaper than serving.
     RateLimitInterceptor,
+    # After the limits, which cost less than a place; before the span, for the same reason as they.
+    ConcurrencyInterceptor,
     # Next to the handler: its span is what the handler's own calls and spans hang under.
     TracingInterceptor,
 )

@@ -39,6 +39,6 @@ class TargetInterceptor(ServerInterceptor):
             if key == TARGET and value != self.instance_id:
                 raise Refused(
                     grpc.StatusCode.UNAVAILABLE,
-                    f"this is {self.instance_id}, not {value!s}",
+                    f"this is {self.instance_id}, not {value!s:.100}",
                     _WRONG_TARGET,
                 )

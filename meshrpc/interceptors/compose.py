@@ -1,6 +1,6 @@
 """Server-side concerns, and how they come round a handler.
 
-A concern has two synchronous hooks: `begin` sees a call before its handler and may refuse it,
+A concern has two hooks: `begin` sees a call before its handler and may refuse it, or have it wait,
 `end` sees how it came out, whatever the way out was. `compose` puts several of them round a
 handler once per method, for every arity and both shapes of a streaming handler, so that a call
 costs a few function calls and no further task. Each concern is an ordinary grpcio server
@@ -13,13 +13,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import grpc.aio
 
 from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.interceptors.chain_stop import stopped
+from meshrpc.interceptors.draining import Draining
 from meshrpc.interceptors.method_handler import (
     Behavior,
     Handler,
@@ -34,10 +35,14 @@ from meshrpc.wire import Metadata
 _LOG = logging.getLogger("meshrpc.server")
 
 # Wrapped handlers kept by a concern used alone. A server has few methods; a proxy that answers to
-# any name must not fill memory, so past this the table starts anew.
+# any name must not fill memory, so past this the table starts anew, without the longest names.
 _MOST_METHODS = 4096
+_LONGEST_NAME = 256
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+_Wait = tuple[int, Awaitable[None]]
+"""The concern, by its place, for which a call has to wait."""
 
 
 class Refused(Exception):
@@ -67,8 +72,12 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         """Whether this concern has anything to do with `/pkg.Service/Method`; asked once."""
         return True
 
-    def begin(self, call: ServerCall) -> None:
-        """See a call before its handler; raise `Refused` to end it."""
+    def begin(self, call: ServerCall) -> Awaitable[None] | None:
+        """See a call before its handler; raise `Refused` to end it.
+
+        To have it wait, return what is to be awaited, which may raise `Refused` as well. A call
+        that is cancelled meanwhile was not begun by this concern, and will not be ended by it.
+        """
 
     def end(self, call: ServerCall, code: grpc.StatusCode) -> None:
         """See how a call that this concern began came out; must not raise."""
@@ -90,9 +99,10 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             self._sync_handlers = SyncHandlers()
         adapted = self._sync_handlers.adapt(method, handler)
         composed = compose(method, adapted, (self,), alone=True)
-        if len(self._composed) >= _MOST_METHODS:
-            self._composed.clear()
-        self._composed[method] = (handler, composed)
+        if len(method) <= _LONGEST_NAME:
+            if len(self._composed) >= _MOST_METHODS:
+                self._composed.clear()
+            self._composed[method] = (handler, composed)
         return composed
 
 
@@ -101,7 +111,7 @@ def compose(
     handler: Handler,
     interceptors: Sequence[ServerInterceptor],
     *,
-    draining: asyncio.Event | None = None,
+    draining: Draining | None = None,
     clock: Clock = SYSTEM_CLOCK,
     alone: bool = False,
 ) -> Handler:
@@ -114,8 +124,9 @@ def compose(
     around = _Around(
         method,
         tuple(concern for concern in interceptors if concern.applies_to(method)),
-        asyncio.Event() if draining is None else draining,
+        Draining() if draining is None else draining,
         clock,
+        is_stream=bool(handler.request_streaming or handler.response_streaming),
         alone=alone,
     )
     behavior = behavior_of(handler)
@@ -142,12 +153,14 @@ class _Around:
         self,
         method: str,
         concerns: tuple[ServerInterceptor, ...],
-        draining: asyncio.Event,
+        draining: Draining,
         clock: Clock,
         *,
+        is_stream: bool,
         alone: bool,
     ) -> None:
         self._method = method
+        self._is_stream = is_stream
         self._concerns = concerns
         self._draining = draining
         self._clock = clock
@@ -158,9 +171,9 @@ class _Around:
 
         async def call_handler(request: Any, context: Any) -> Any:
             call = self._arrive(context)
-            refusal = self._begin(call)
-            if refusal is not None:
-                await _refuse(context, call, refusal)
+            obstacle = self._begin(call)
+            if obstacle is not None:
+                await self._overcome(context, call, obstacle)
             early = self._set_early(context, call)
             code = grpc.StatusCode.UNKNOWN
             try:
@@ -187,9 +200,9 @@ class _Around:
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
             call = self._arrive(context)
-            refusal = self._begin(call)
-            if refusal is not None:
-                await _refuse(context, call, refusal)
+            obstacle = self._begin(call)
+            if obstacle is not None:
+                await self._overcome(context, call, obstacle)
             early = self._set_early(context, call)
             open_calls = [call]
 
@@ -218,6 +231,7 @@ class _Around:
         call = ServerCall(
             self._method,
             context.invocation_metadata() or (),
+            is_stream=self._is_stream,
             timeout=context.time_remaining(),
             draining=self._draining,
             clock=self._clock,
@@ -225,20 +239,49 @@ class _Around:
         CURRENT.set(call)
         return call
 
-    def _begin(self, call: ServerCall) -> Refused | None:
-        for index, concern in enumerate(self._concerns):
+    def _begin(self, call: ServerCall, first: int = 0) -> _Wait | Refused | None:
+        for index, concern in enumerate(self._concerns[first:] if first else self._concerns, first):
             try:
-                concern.begin(call)
-            except Refused as refusal:
-                call.is_refused = True
-                self._end(call, refusal.code, self._concerns[:index])
-                return refusal
-            except Exception:  # noqa: BLE001 - without an answer the client would wait
-                _LOG.exception("%r failed at the beginning of %s", concern, call.method)
-                call.is_refused = True
-                self._end(call, grpc.StatusCode.INTERNAL, self._concerns[:index])
-                return Refused(grpc.StatusCode.INTERNAL, "internal error")
+                waiting = concern.begin(call)
+            except Exception as error:  # noqa: BLE001 - without an answer the client would wait
+                return self._refusal(call, index, error)
+            if waiting is not None:
+                return index, waiting
         return None
+
+    async def _overcome(self, context: Any, call: ServerCall, obstacle: _Wait | Refused) -> None:
+        """Wait for as long as concerns want it, and begin the rest; or refuse the call."""
+        while not isinstance(obstacle, Refused):
+            index, waiting = obstacle
+            try:
+                await waiting
+            except Exception as error:  # noqa: BLE001 - as above
+                obstacle = self._refusal(call, index, error)
+                continue
+            except BaseException:
+                self._end(call, grpc.StatusCode.CANCELLED, self._concerns[:index])
+                raise
+            further = self._begin(call, index + 1)
+            if further is None:
+                return
+            obstacle = further
+        await context.abort(obstacle.code, obstacle.details, call.with_trailers(obstacle.trailers))
+        raise obstacle  # abort never returns
+
+    def _refusal(self, call: ServerCall, index: int, error: Exception) -> Refused:
+        """End what was begun before concern number `index` has refused the call, or failed."""
+        if isinstance(error, Refused):
+            refusal = error
+        else:
+            _LOG.error(
+                "%r failed at the beginning of %s",
+                *(self._concerns[index], call.method),
+                exc_info=error,
+            )
+            refusal = Refused(grpc.StatusCode.INTERNAL, "internal error")
+        call.is_refused = True
+        self._end(call, refusal.code, self._concerns[:index])
+        return refusal
 
     def _set_early(self, context: Any, call: ServerCall) -> Metadata:
         """Set what concerns send where the handler's `abort` would send what is set by then."""
@@ -267,11 +310,6 @@ def _set_trailers(context: Any, call: ServerCall, code: grpc.StatusCode, early: 
     if call.dependency_failed and code is not grpc.StatusCode.OK:
         trailers = stopped(trailers)
     context.set_trailing_metadata(call.with_trailers(trailers))
-
-
-async def _refuse(context: Any, call: ServerCall, refusal: Refused) -> NoReturn:
-    await context.abort(refusal.code, refusal.details, call.with_trailers(refusal.trailers))
-    raise refusal  # abort never returns
 
 
 def _status_of_failure(error: BaseException, context: Any) -> grpc.StatusCode:

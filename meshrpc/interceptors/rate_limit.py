@@ -7,6 +7,7 @@ people. Health checks and reflection are not counted: an instance that is busy i
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import grpc
 
@@ -14,7 +15,9 @@ from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.interceptors.compose import Refused, ServerInterceptor
 from meshrpc.interceptors.method_handler import is_infrastructure
 from meshrpc.interceptors.server_call import ServerCall
-from meshrpc.limits.rate_limiter import LimitCounts, RateLimiter, Refusal
+from meshrpc.limits.limit import LimitCounts
+from meshrpc.limits.rate_limiter import RateLimiter, Refusal
+from meshrpc.limits.shares import Claim, Share
 from meshrpc.policy.model import RateLimit
 from meshrpc.wire import NOT_EXECUTED, RETRY_AFTER, RETRY_PUSHBACK
 
@@ -46,6 +49,23 @@ class RateLimitInterceptor(ServerInterceptor):
         """Replace the limits; those that keep name and key keep what they have counted."""
         self._limiter.configure(tuple(limits), self._clock.now())
 
+    @property
+    def has_fleet_limits(self) -> bool:
+        """Whether any limit is one over the fleet."""
+        return self._limiter.has_fleet_limits
+
+    def look(self) -> bool:
+        """Work out what is wanted of limits over the fleet; return whether that changed a lot."""
+        return self._limiter.look(self._clock.now())
+
+    def claims(self) -> tuple[Claim, ...]:
+        """Return what this process wants and uses of limits over the fleet."""
+        return self._limiter.claims()
+
+    def take_shares(self, shares: Iterable[Share]) -> None:
+        """Use these shares of limits over the fleet from now on."""
+        self._limiter.take_shares(shares, self._clock.now())
+
     def applies_to(self, method: str) -> bool:
         """Every method but those of health checks and reflection."""
         return not is_infrastructure(method)
@@ -58,10 +78,12 @@ class RateLimitInterceptor(ServerInterceptor):
 
 
 def _refused(refusal: Refusal) -> Refused:
-    limit = refusal.limit
+    limit, over = refusal.limit, ""
+    if refusal.share is not None:
+        over = f" over the fleet, this instance's share is {_rate(refusal.share, digits=3)},"
     return Refused(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        f"rate limit {limit.name!r} of {_rate(limit.rate)}"
+        f"rate limit {limit.name!r} of {_rate(refusal.rate)}{over}"
         + (f" refuses {refusal.key}" if refusal.key else " is used up"),
         (
             (NOT_EXECUTED, "1"),
@@ -71,9 +93,9 @@ def _refused(refusal: Refusal) -> Refused:
     )
 
 
-def _rate(per_second: float) -> str:
+def _rate(per_second: float, digits: int = 6) -> str:
     """Write a rate in the unit in which it is a number of at least one, if there is one."""
     for seconds, unit in _PER:
         if per_second * seconds >= 1:
-            return f"{per_second * seconds:g}/{unit}"
-    return f"{per_second * 3600:g}/h"
+            return f"{per_second * seconds:.{digits}g}/{unit}"
+    return f"{per_second * 3600:.{digits}g}/h"

@@ -8,7 +8,6 @@ generator of a cancelled stream fails, since that one is closed from another con
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -16,6 +15,7 @@ from contextvars import ContextVar
 from opentelemetry.trace import Span
 
 from meshrpc.clock import SYSTEM_CLOCK, Clock
+from meshrpc.interceptors.draining import Draining
 from meshrpc.wire import CALLER, CRITICALITY, UNKNOWN_CALLER, Criticality, Metadata
 
 
@@ -31,9 +31,11 @@ class ServerCall:
         "dependency_failed",
         "draining",
         "is_refused",
+        "is_stream",
         "metadata",
         "method",
         "span",
+        "started_at",
     )
 
     def __init__(
@@ -41,8 +43,9 @@ class ServerCall:
         method: str,
         metadata: Metadata = (),
         *,
+        is_stream: bool = False,
         timeout: float | None = None,
-        draining: asyncio.Event | None = None,
+        draining: Draining | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """`timeout` is the seconds left on arrival; None: the caller set no deadline."""
@@ -61,7 +64,7 @@ class ServerCall:
                 self.criticality = _CRITICALITIES.get(value, Criticality.DEFAULT)
         self.deadline = None if timeout is None else clock.now() + timeout
         """When the caller stops waiting, in monotonic seconds; None: never."""
-        self.draining = asyncio.Event() if draining is None else draining
+        self.draining = Draining() if draining is None else draining
         """Set when this process begins to leave: long streams should then come to an end."""
         self.dependency_failed = False
         """Whether a call made while serving this one has failed for good: trying this one again would
@@ -70,6 +73,10 @@ class ServerCall:
         """The span of this call, when it is traced."""
         self.is_refused = False
         """Whether a concern ended it before its handler ran."""
+        self.is_stream = is_stream
+        """Whether more than one message may go either way."""
+        self.started_at: float | None = None
+        """When it was admitted, in monotonic seconds; None where nobody counts handlers."""
         self._trailers: tuple[Callable[[], Metadata], ...] = ()
         self._clock = clock
 

@@ -19,7 +19,7 @@ class TokenBucket:
 
     __slots__ = ("_depth", "_full_at", "_interval")
 
-    def __init__(self, rate: float, burst: int) -> None:
+    def __init__(self, rate: float | Fraction, burst: int) -> None:
         """`rate` is calls per second, above 0; `burst` is at least 1."""
         if not rate > 0 or not math.isfinite(rate):
             raise ValueError(f"rate {rate}: more than 0 calls per second")
@@ -61,7 +61,7 @@ class TokenBucket:
         """Whether this bucket can no longer be told from a new one."""
         return self._full_at <= int(now * _NS)
 
-    def reconfigured(self, rate: float, burst: int, now: float) -> TokenBucket:
+    def reconfigured(self, rate: float | Fraction, burst: int, now: float) -> TokenBucket:
         """Return a bucket of another size that holds what this one does, or as much as fits.
 
         A change never adds tokens, so changing to and fro admits nothing extra.

@@ -14,7 +14,7 @@ from typing import Any
 from meshrpc.errors import PolicyError, Problem
 from meshrpc.policy.fields import ACCEPTED, CARRIED_OUT, document
 from meshrpc.policy.loading import canonical_text, read_trees
-from meshrpc.policy.model import Policy, RateLimit, ShareMode
+from meshrpc.policy.model import Policy
 from meshrpc.policy.schema import Place, RefusedError, Report
 
 NOT_CARRIED_OUT = "accepted, not carried out by this release"
@@ -97,10 +97,6 @@ def _load(text: str, source: str, *, lenient: bool) -> tuple[Document, ...]:
 
 def _policy(fields: Mapping[str, Any]) -> Policy:
     said = {name: fields[name] for name in CARRIED_OUT if name in fields}
-    limits: tuple[RateLimit, ...] | None = said.get("rate_limits")
-    if limits is not None:
-        # Counting a fleet's limit in each instance would let through a multiple of it.
-        said["rate_limits"] = tuple(limit for limit in limits if limit.share is ShareMode.INSTANCE)
     return Policy(service=fields["service"], **said)
 
 
@@ -110,11 +106,5 @@ def _warnings(fields: Mapping[str, Any], place: Place) -> list[str]:
         f"routes[{index}].stream"
         for index, route in enumerate(place["routes"])
         if route["stream"].tree is not None
-    ]
-    limits: tuple[RateLimit, ...] = fields.get("rate_limits", ())
-    blocks += [
-        f"rate_limits[{index}].share: {limit.share}"
-        for index, limit in enumerate(limits)
-        if limit.share is not ShareMode.INSTANCE
     ]
     return [f"{fields['service']}: {block}: {NOT_CARRIED_OUT}" for block in blocks]

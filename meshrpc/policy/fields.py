@@ -3,7 +3,7 @@
 A field is carried out by this release, or only accepted: typed and checked like any other, so
 that a document is right or wrong today and not on the day of an upgrade. What the fields mean is
 told to users in docs/policy.md; defaults stand in `model`. Fields about failures are in
-`failures`, those of routes in `routes`.
+`failures`, those of routes in `routes`, those of what a service lets in in `limits`.
 """
 
 from __future__ import annotations
@@ -13,28 +13,20 @@ from functools import partial
 from typing import Any
 
 from meshrpc.policy.failures import FAILURE_FIELDS
-from meshrpc.policy.model import (
-    Balancer,
-    BalancerKind,
-    LimitMode,
-    Locality,
-    RateLimit,
-    ShareMode,
-)
-from meshrpc.policy.names import any_service, bucket_key, hash_key, label, name
-from meshrpc.policy.quantities import duration, integer, number, percentage, rate
+from meshrpc.policy.limits import LIMIT_FIELDS
+from meshrpc.policy.model import Balancer, BalancerKind, Locality
+from meshrpc.policy.names import any_service, hash_key, label, name
+from meshrpc.policy.quantities import duration, integer, number, percentage
 from meshrpc.policy.routes import routes, stream, subsets_are_known
 from meshrpc.policy.schema import (
     Fields,
     Place,
     Reader,
-    list_of,
     mapping_of,
     one_of,
     plain,
     record,
     text,
-    word,
 )
 
 SCHEMA = "meshrpc.policy/v1"
@@ -75,20 +67,6 @@ _locality = one_of(
     }
 )
 
-_rate_limit = record(
-    RateLimit,
-    {
-        "name": name,
-        "key": list_of(bucket_key),
-        "rate": rate,
-        "burst": integer(1, 1_000_000_000),
-        "share": word({mode.value: mode for mode in ShareMode}),
-        "mode": word({mode.value: mode for mode in LimitMode}),
-        "max_keys": integer(1, 10_000_000),
-    },
-    required=("name", "rate", "burst"),
-)
-
 CARRIED_OUT: Mapping[str, Reader[Any]] = {
     "timeout": duration,
     "balancer": _balancer,
@@ -98,7 +76,7 @@ CARRIED_OUT: Mapping[str, Reader[Any]] = {
     **FAILURE_FIELDS,
     "subsets": mapping_of(name, mapping_of(label, label)),
     "routes": routes,
-    "rate_limits": list_of(_rate_limit, distinct=lambda limit: limit["name"]),
+    **LIMIT_FIELDS,
 }
 
 
@@ -111,7 +89,6 @@ def _sample() -> Reader[Fields]:
 
 ACCEPTED: Mapping[str, Reader[Any]] = {
     "stream": stream,
-    "concurrency": one_of({"adaptive": plain({})}),
     "telemetry": plain({"tracing": _sample(), "access_log": _sample()}),
 }
 

@@ -256,6 +256,16 @@ class LimitMode(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class RateOverride:
+    """Another size for one bucket of a rate limit."""
+
+    values: tuple[tuple[str, str], ...]
+    """Whose: what the call has for each key of the limit, by the key's name; sorted by it."""
+    rate: float
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
 class RateLimit:
     """A token bucket per key: `rate` tokens a second, `burst` of them saved at most."""
 
@@ -268,6 +278,24 @@ class RateLimit:
     share: ShareMode = ShareMode.INSTANCE
     mode: LimitMode = LimitMode.ENFORCE
     max_keys: int = 10_000
+    overrides: tuple[RateOverride, ...] = ()
+
+
+class ConcurrencyMode(enum.StrEnum):
+    """What decides how many handlers run at a time."""
+
+    ADAPTIVE = "adaptive"
+    FIXED = "fixed"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Concurrency:
+    """How many handlers run at a time in one process, before calls wait or are refused."""
+
+    mode: ConcurrencyMode = ConcurrencyMode.ADAPTIVE
+    limit: int = 1000
+    """fixed: so many; adaptive: so many at most; off: means nothing."""
 
 
 Subsets: TypeAlias = Mapping[str, Mapping[str, str]]
@@ -294,6 +322,7 @@ class Policy:
     subsets: Subsets | None = field(default=None, hash=False)
     routes: tuple[Route, ...] | None = None
     rate_limits: tuple[RateLimit, ...] | None = None
+    concurrency: Concurrency | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +349,7 @@ class EffectivePolicy:
     subsets: Subsets = field(default_factory=dict, hash=False)
     routes: tuple[Route, ...] = ()
     rate_limits: tuple[RateLimit, ...] = ()
+    concurrency: Concurrency = field(default_factory=Concurrency)
 
 
 def effective(service: str, documents: Mapping[str, Policy]) -> EffectivePolicy:

@@ -15,13 +15,14 @@ import contextvars
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.errors import ReadOnlyRegistry, RegistryError, StaleIncarnation
 from meshrpc.load_report import LoadReport
 from meshrpc.registry.backoff import backoff
-from meshrpc.registry.instance import Instance, State
+from meshrpc.registry.instance import Health, Instance, State
 from meshrpc.registry.registry import RENEW_EVERY, Registry
 
 ASK_WITHIN = 5.0
@@ -68,6 +69,8 @@ class Registration:
         self._clock = clock
         self._rng = rng or random.Random()
         self._keeper: asyncio.Task[None] | None = None
+        self._health = instance.health
+        self._has_news = asyncio.Event()
         self._tried = asyncio.Event()
         self._may_be_known = False
         self._ended = False
@@ -82,8 +85,13 @@ class Registration:
 
     @property
     def instance(self) -> Instance:
-        """The record as it stands now: incarnation, load and state change."""
+        """The record as it stands now: incarnation, load, health and state change."""
         return self._instance
+
+    def say(self, health: Health) -> None:
+        """Have the record say this of the instance's health, as soon as the registry takes it."""
+        self._health = health
+        self._has_news.set()
 
     async def start(self) -> None:
         """Register; return after the first attempt, at most `ASK_WITHIN` seconds, either way."""
@@ -127,6 +135,7 @@ class Registration:
         # Looked at each time: a call of grpcio's that fails as it is cancelled forgets that it was.
         while not self._ended:
             asked_at, was_registered = self._clock.now(), self.registered
+            self._has_news.clear()
             try:
                 async with self._clock.timeout(ASK_WITHIN):
                     await self._ask()
@@ -159,7 +168,9 @@ class Registration:
                 gone, self._predecessor = self._predecessor, None
                 await self._try("deregister", gone, self._registry.deregister, DEREGISTER_WITHIN)
             if not self._ended:
-                await self._clock.sleep(wait)
+                with suppress(TimeoutError):
+                    async with self._clock.timeout(wait):
+                        await self._has_news.wait()
 
     async def _ask(self) -> None:
         """Renew the lease, or register where there is none; say how busy it is."""
@@ -173,9 +184,10 @@ class Registration:
             )
         # Nothing but a renewal tells whether the lease still lives; so it has come first.
         load = None if self._load is None else self._load()
-        if not self.registered or has_moved(self._instance.load, load):
+        is_news = self._health is not self._instance.health
+        if not self.registered or is_news or has_moved(self._instance.load, load):
             self._may_be_known = True  # also when the answer gets lost
-            record = replace(self._instance, load=load)
+            record = replace(self._instance, load=load, health=self._health)
             await self._registry.register(record)
             self._instance = record
             self.registered = True

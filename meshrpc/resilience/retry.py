@@ -55,6 +55,11 @@ class Failure:
     """Seconds the server asked to wait; negative: it asked not to come back."""
 
 
+def has_broken(code: grpc.StatusCode, details: str) -> bool:
+    """Return whether this status means that the connection broke under the attempt."""
+    return code is grpc.StatusCode.UNAVAILABLE and _BROKEN.search(details) is not None
+
+
 def read_failure(
     code: grpc.StatusCode, details: str, trailers: wire.Metadata, *, timed_out: bool = False
 ) -> Failure:
@@ -80,7 +85,7 @@ def read_failure(
         not_executed=not_executed,
         not_sent=not_sent,
         misdirected=misdirected,
-        broken=unavailable and not not_executed and (cut or _BROKEN.search(details) is not None),
+        broken=unavailable and not not_executed and (cut or has_broken(code, details)),
         untrusted=not_sent and _HANDSHAKE_FAILED in details,
         timed_out=timed_out,
         pushback=pushback,

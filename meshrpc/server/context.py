@@ -43,6 +43,8 @@ class CallContext(grpc.aio.ServicerContext[Any, Any]):
         """What `abort` raised: grpcio accepts that very object and no other."""
         self.was_cancelled = False
         """Whether the client cancelled; the guard sets it."""
+        self.has_status = False
+        """Whether the call's status is on its way, also where `abort` was cancelled since."""
 
     def __repr__(self) -> str:
         return f"<CallContext {self._call!r}>"
@@ -110,9 +112,12 @@ class CallContext(grpc.aio.ServicerContext[Any, Any]):
                 trailers = stopped(trailers)
             trailers = call.with_trailers(trailers)
         try:
-            await self._raw.abort(code, _sendable(str(details)), trailers)
+            await self._raw.abort(code, sendable(str(details)), trailers)
         except grpc.aio.AbortError as error:
             self.aborted = error
+            raise
+        except asyncio.CancelledError:
+            self.has_status = True
             raise
         except grpc.aio.InternalError as error:
             # Of all that grpcio tells, this alone tells surely that nobody waits any more.
@@ -146,7 +151,7 @@ class CallContext(grpc.aio.ServicerContext[Any, Any]):
 
     def set_details(self, details: str) -> None:
         """Set the text beside the status."""
-        self._raw.set_details(_sendable(details) if isinstance(details, str) else details)
+        self._raw.set_details(sendable(details) if isinstance(details, str) else details)
 
     def details(self) -> Any:
         """Return the text set so far."""
@@ -208,6 +213,6 @@ class RequestStream:
         return self._context.decode(await self._raw.__anext__())
 
 
-def _sendable(details: str) -> str:
+def sendable(details: str) -> str:
     """Return a status text that UTF-8 can carry; for any other grpcio would never answer."""
     return details.encode("utf-8", "backslashreplace").decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 
@@ -21,15 +22,46 @@ def bind(server: grpc.aio.Server, address: str) -> str:
     Raises:
         SettingsError: the address cannot be listened on; says why.
     """
-    host, _ = parse_address(address)
     require_free(
         address, "choose another with listen= or MESHRPC_LISTEN (port 0 takes any free one)"
     )
+    return _bound(server, address)
+
+
+def bind_shared(server: grpc.aio.Server, address: str, *, is_reserved: bool) -> None:
+    """Bind an address for clients outside the mesh.
+
+    `is_reserved`: a supervisor keeps it for several processes, and `server` is one that shares.
+
+    Raises:
+        SettingsError: as `bind`.
+    """
+    if not is_reserved:
+        require_free(address, "choose another with shared_listen= or MESHRPC_SHARED_LISTEN")
+    _bound(server, address)
+
+
+def _bound(server: grpc.aio.Server, address: str) -> str:
+    host, _ = parse_address(address)
     try:
         bound = server.add_insecure_port(address)
     except RuntimeError as error:
         raise SettingsError(f"cannot listen on {address}: {error}") from error
     return f"{host}:{bound}"
+
+
+class Together:
+    """Servers of one process that stop as one."""
+
+    def __init__(self, *servers: grpc.aio.Server) -> None:
+        self._servers = servers
+
+    def __repr__(self) -> str:
+        return f"<Together servers={len(self._servers)}>"
+
+    async def stop(self, grace: float | None) -> None:
+        """Have all refuse new calls at once, wait for running ones, then end them."""
+        await asyncio.gather(*(server.stop(grace) for server in self._servers))
 
 
 def advertised(listening: str, advertise: str | None) -> str:

@@ -8,34 +8,45 @@ leaving is one `Serving`, so a service can be entered again, also in another eve
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 import grpc.aio
 
 from meshrpc.client.channel import Channel
+from meshrpc.errors import SettingsError
 from meshrpc.interceptors import in_order
 from meshrpc.interceptors.arrival import DeadlineInterceptor, TargetInterceptor
 from meshrpc.interceptors.compose import ServerInterceptor
+from meshrpc.interceptors.concurrency import ConcurrencyInterceptor
 from meshrpc.interceptors.load_report import LoadReportInterceptor
 from meshrpc.interceptors.rate_limit import RateLimitInterceptor
 from meshrpc.interceptors.sync_handler import SyncHandlers
 from meshrpc.interceptors.tracing import TracingInterceptor
 from meshrpc.mesh import Mesh
 from meshrpc.registry.instance import Instance
+from meshrpc.server import drain, requirements
+from meshrpc.server.connection_age import MAX_CONNECTION_AGE, age_options
+from meshrpc.server.error_mapping import ErrorMapping
 from meshrpc.server.handler import HandlerTable
-from meshrpc.server.serving import Offer, Serving
+from meshrpc.server.hooks import Hook, Hooks
+from meshrpc.server.offer import Offer
+from meshrpc.server.readiness import Check
+from meshrpc.server.serving import Serving, StartInterrupted
+from meshrpc.server.signals import stop_signals
 from meshrpc.settings import Settings
 
 _LOG = logging.getLogger("meshrpc.server")
 
 DEFAULT_GRACE = 30.0
 """Seconds that running calls have to end once nobody sends new ones."""
+
+T = TypeVar("T")
+HookT = TypeVar("HookT", bound=Hook)
+CheckT = TypeVar("CheckT", bound=Check)
 
 
 class Service:
@@ -47,6 +58,10 @@ class Service:
             run next to the handlers.
         options: grpc channel arguments of the server, over the mesh's own.
         grace: seconds that running calls have to end when the service leaves.
+        errors: exceptions of handlers and the status each becomes, with the exception's own text.
+        requires: services that are waited for, half a minute at most, before this one starts.
+        max_connection_age: seconds after which a client's connection is replaced by a new one, give
+            or take a tenth; None: it may stay for ever.
         settings: see `meshrpc.settings.Settings`; each can be given here or in the environment.
 
     Raises:
@@ -61,6 +76,9 @@ class Service:
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         options: Sequence[tuple[str, Any]] = (),
         grace: float = DEFAULT_GRACE,
+        errors: Mapping[type[Exception], grpc.StatusCode] | None = None,
+        requires: Sequence[str] = (),
+        max_connection_age: float | None = MAX_CONNECTION_AGE,
         **settings: Any,
     ) -> None:
         self.name = name
@@ -68,13 +86,24 @@ class Service:
         self.replaces: str | None = None
         """The id of an instance that died without leaving and whose place this one takes: it is
         deregistered as soon as this one is registered. Supervised workers have it set."""
+        self.shares_port = False
+        """Whether a supervisor keeps the port of `shared_listen` for several processes."""
         self.mesh = Mesh(name, **settings)
         """This process's membership; `mesh.channel` makes channels to other services."""
         for each in interceptors:
             if not isinstance(each, grpc.aio.ServerInterceptor):
                 raise ValueError(f"{each!r} is no grpc.aio.ServerInterceptor")  # noqa: TRY004 - grpcio's
-        self._options = tuple(options)
+        self._options = (*age_options(max_connection_age), *options)
+        names = (requires,) if isinstance(requires, str) else tuple(requires)
+        if name in names:
+            raise SettingsError(f"service {name!r} cannot require itself: it would never start")
+        self._required = tuple(self.mesh.channel(each) for each in names)
+        self._hooks = Hooks()
+        self._checks: list[Check] = []
+        self._errors = ErrorMapping(errors)
         self._limits = RateLimitInterceptor(clock=self.mesh.clock)
+        self.mesh.fleet_limits = self._limits
+        self._concurrency = ConcurrencyInterceptor(clock=self.mesh.clock)
         self._target = TargetInterceptor(self.mesh.id)
         own = [each for each in interceptors if isinstance(each, ServerInterceptor)]
         if not any(isinstance(each, TracingInterceptor) for each in own):
@@ -85,7 +114,7 @@ class Service:
             or LoadReportInterceptor()
         )
         self._load_reports.threads = self._sync_handlers.load
-        own += [self._limits, DeadlineInterceptor(), self._target]
+        own += [self._limits, self._concurrency, DeadlineInterceptor(), self._target]
         if self._load_reports not in own:
             own.append(self._load_reports)
         self._concerns = in_order(own)
@@ -135,6 +164,40 @@ class Service:
         self._must_not_serve("handlers are registered before")
         self._handlers.add_registered_method_handlers(service_name, method_handlers)
 
+    def on_startup(self, hook: HookT) -> HookT:
+        """Have `hook` run before the service listens; for use as a decorator.
+
+        Channels work by then. Async or plain; plain ones run in a thread. If it fails, the service
+        does not start, with a `StartupError`.
+        """
+        self._must_not_serve("hooks are registered before")
+        self._hooks.startup.append(_callable(hook))
+        return hook
+
+    def on_shutdown(self, hook: HookT) -> HookT:
+        """Have `hook` run after the last call, the last one first, for 10 s at most each.
+
+        Channels still work. Also when a startup hook has failed, or another shutdown hook.
+        """
+        self._must_not_serve("hooks are registered before")
+        self._hooks.shutdown.append(_callable(hook))
+        return hook
+
+    def ready_when(self, check: CheckT) -> CheckT:
+        """Have callers go elsewhere while `check` returns false; for use as a decorator.
+
+        It is asked once a second, async or plain. To raise, or to take 5 s, is to say no. As long
+        as no instance of the service is ready, all of them are called.
+        """
+        self._must_not_serve("checks are registered before")
+        self._checks.append(_callable(check))
+        return check
+
+    @property
+    def shutdown_within(self) -> float:
+        """Seconds that the shutdown hooks may take, beside everything else about leaving."""
+        return self._hooks.shutdown_within
+
     async def __aenter__(self) -> Self:
         await self._enter(asyncio.Event(), asyncio.Event())
         return self
@@ -144,6 +207,7 @@ class Service:
         self._incarnation += 1
         # Tests give the membership another clock and id while it is not entered.
         self._limits.restart(self.mesh.clock)
+        self._concurrency.restart(self.mesh.clock)
         self._target.instance_id = self.mesh.id
         serving = Serving(
             Offer(
@@ -153,11 +217,17 @@ class Service:
                 concerns=self._concerns,
                 inner=self._inner,
                 limits=self._limits,
+                concurrency=self._concurrency,
                 load_reports=self._load_reports,
+                errors=self._errors,
+                hooks=self._hooks,
+                required=self._required,
+                checks=tuple(self._checks),
                 options=self._options,
                 grace=self.grace,
                 incarnation=self._incarnation,
                 replaces=self.replaces,
+                shares_port=self.shares_port,
             ),
             told=told,
             hurry=hurry,
@@ -190,6 +260,8 @@ class Service:
 
         Raises:
             SettingsError: the service cannot start as it is configured.
+            StartupError: a startup hook failed.
+            RuntimeError: gRPC's server has ended by itself; another process should take over.
         """
         asyncio.run(self._run(on_ready))
 
@@ -200,13 +272,20 @@ class Service:
         def on_signal() -> None:
             (hurry if told.is_set() else told).set()
 
-        with _signals(on_signal):
-            serving = await self._enter(told, hurry)
+        with stop_signals(on_signal):
+            try:
+                serving = await self._enter(told, hurry)
+            except StartInterrupted as interrupted:
+                _LOG.info("%s", interrupted)
+                return
             try:
                 _LOG.info("%s serves on %s", serving.registration.instance.id, serving.address)
+                # Whoever replaces processes one after the other goes on when this one can take over.
+                ready = serving.readiness.has_been_ready.wait()
+                await drain.unless(told, ready, requirements.WAIT_AT_MOST)
                 if on_ready is not None and not told.is_set():
                     on_ready(serving.registration.instance)
-                await told.wait()
+                await drain.unless(told, serving.until_broken(), None)
                 _LOG.info("%s is leaving", serving.registration.instance.id)
             finally:
                 await self._leave()
@@ -221,19 +300,7 @@ class Service:
             raise RuntimeError(f"service {self.name!r} is entered: {because}")
 
 
-@contextlib.contextmanager
-def _signals(on_signal: Callable[[], None]) -> Iterator[None]:
-    """Have SIGTERM and SIGINT call `on_signal`, where this thread and platform can."""
-    loop = asyncio.get_running_loop()
-    handled = []
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                loop.add_signal_handler(number, on_signal)
-            except (NotImplementedError, RuntimeError, ValueError):
-                break  # Windows, or not the main thread: whoever runs this stops it otherwise
-            handled.append(number)
-        yield
-    finally:
-        for number in handled:
-            loop.remove_signal_handler(number)
+def _callable(function: T) -> T:
+    if not callable(function):
+        raise TypeError(f"{function!r} cannot be called: a hook or check is a function")
+    return function

@@ -6,12 +6,11 @@ import asyncio
 import logging
 import os
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
-from grpc.aio import _server as grpc_server
 from grpc_health.v1 import (  # type: ignore[import-untyped]
     health,
     health_pb2,
@@ -22,45 +21,33 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
     reflection_pb2_grpc,
 )
 
-from meshrpc.interceptors.compose import ServerInterceptor
-from meshrpc.interceptors.load_report import LoadReportInterceptor
-from meshrpc.interceptors.rate_limit import RateLimitInterceptor
+from meshrpc.client.channel import Channel
+from meshrpc.interceptors.draining import Draining
 from meshrpc.load_report import LoadReport
-from meshrpc.mesh import Mesh
 from meshrpc.policy.model import BalancerKind, EffectivePolicy
 from meshrpc.registry.instance import Health, Instance, State
 from meshrpc.registry.registration import Registration
-from meshrpc.server import drain
-from meshrpc.server.handler import ActiveCalls, HandlerTable
-from meshrpc.server.listening import advertised, bind
+from meshrpc.server import drain, foreign_logs, requirements
+from meshrpc.server.active_calls import ActiveCalls
+from meshrpc.server.handler import HandlerTable
+from meshrpc.server.health import HealthServicer
+from meshrpc.server.intake import create_server
+from meshrpc.server.listening import Together, advertised, bind, bind_shared
+from meshrpc.server.offer import Offer
 from meshrpc.server.options import SERVER_OPTIONS
+from meshrpc.server.readiness import Readiness
 from meshrpc.telemetry.export import start_export
 from meshrpc.telemetry.loop_load import LONG_WINDOW
 
 _LOG = logging.getLogger("meshrpc.server")
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_A_DAY = 86_400.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
-    """What a service has to offer, as it was put together before it is entered."""
-
-    name: str
-    mesh: Mesh
-    handlers: HandlerTable
-    concerns: tuple[ServerInterceptor, ...]
-    """The mesh's interceptors, outermost first."""
-    inner: tuple[grpc.aio.ServerInterceptor, ...]
-    """grpcio's own kind."""
-    limits: RateLimitInterceptor
-    load_reports: LoadReportInterceptor
-    """Those of `concerns` that follow policy."""
-    options: tuple[tuple[str, Any], ...]
-    grace: float
-    incarnation: int
-    replaces: str | None
-    """The id of the instance whose place this one takes."""
+class StartInterrupted(Exception):
+    """The process was told to stop before it had started."""
 
 
 class Serving:
@@ -79,10 +66,12 @@ class Serving:
         self._mesh = offer.mesh
         self._active = ActiveCalls()
         self._infrastructure = ActiveCalls()
-        self._draining = asyncio.Event()
-        self._health = health.aio.HealthServicer()
+        self._draining = Draining()
+        self._health = HealthServicer()
+        self.readiness = Readiness(offer.checks, say=self._say, clock=offer.mesh.clock)
         self._exits = AsyncExitStack()
-        self._server: grpc.aio.Server
+        self._server: drain.Stoppable
+        self._listening: list[grpc.aio.Server] = []
 
     def __repr__(self) -> str:
         state = "draining" if self._draining.is_set() else "serving"
@@ -99,27 +88,73 @@ class Serving:
         return self._infrastructure.is_cut and not self._active
 
     async def start(self) -> None:
-        """Join the mesh, listen, answer, and only then become known."""
+        """Join the mesh, listen, answer, and only then become known.
+
+        Raises:
+            StartInterrupted: the process was told to stop before it listened.
+            StartupError: a startup hook failed.
+        """
         mesh = self._mesh
         try:
             flush = start_export(self._offer.name, mesh.id, mesh.settings.version)
             if flush is not None:
                 self._exits.push_async_callback(asyncio.to_thread, flush)
+            self._exits.enter_context(foreign_logs.limited())
             await self._exits.enter_async_context(mesh)
             self._exits.callback(self._offer.load_reports.disable)
             self._exits.callback(mesh.on_policy(self._offer.name, self._follow).close)
-            self._server = await self._create_server()
-            self.address = bind(self._server, mesh.settings.listen)
-            # At once: a server that was bound but never started does not let go of its port.
-            await self._server.start()
-            self._exits.push_async_callback(self._server.stop, None)
+            # Before they run: what one startup hook opened is closed also when the next one fails.
+            self._exits.push_async_callback(self._offer.hooks.shut_down, self._hurry)
+            await self._prepare()
+            await self._listen()
             reachable = advertised(self.address, mesh.settings.advertise)
             self.registration = self._create_registration(reachable)
             self._exits.push_async_callback(self.registration.stop)
-            await drain.unless(self._told, self.registration.start(), None)
+            self._exits.push_async_callback(self.readiness.stop)
+            await drain.unless(self._told, self._become_known(), None)
         except BaseException:
             await self._exits.aclose()
             raise
+
+    async def until_broken(self) -> NoReturn:
+        """Wait for gRPC's server to end by itself, which only a fault in it can bring about.
+
+        Raises:
+            RuntimeError: it has.
+        """
+        ending = [asyncio.ensure_future(_ended(server)) for server in self._listening]
+        try:
+            (first, *_), _ = await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in ending:
+                each.cancel()
+            await asyncio.wait(ending)
+        error = first.exception()
+        raise RuntimeError(f"gRPC's server has ended by itself: {error!r}") from error
+
+    async def _prepare(self) -> None:
+        if not await drain.unless(self._told, self._become_able(), None):
+            raise StartInterrupted(f"{self._offer.name} was told to stop")
+
+    async def _become_able(self) -> bool:
+        offer = self._offer
+
+        def is_there(channel: Channel) -> bool:
+            return self._mesh.destination(channel).ready_count > 0
+
+        required = {each.target: partial(is_there, each) for each in offer.required}
+        await requirements.wait_for(required, self._mesh.clock)
+        await offer.hooks.start_up()
+        return True
+
+    async def _become_known(self) -> None:
+        await self.readiness.start()
+        await self.registration.start()
+
+    async def _say(self, is_ready: bool) -> None:
+        for name in ("", *self._offer.handlers.services):
+            await self._health.set(name, _SERVING if is_ready else _NOT_SERVING)
+        self.registration.say(Health.SERVING if is_ready else Health.NOT_SERVING)
 
     async def stop(self) -> None:
         """Become unknown, finish what runs, and let go of everything."""
@@ -138,6 +173,7 @@ class Serving:
         )
         clock = self._mesh.clock
         try:
+            await self.readiness.stop()
             await drain.leave(departure, clock=clock, hurry=self._hurry)
             # A health check may be watched for ever; only real calls are waited for.
             self._infrastructure.cut()
@@ -148,6 +184,10 @@ class Serving:
                 clock=clock,
                 hurry=self._hurry,
             )
+            # grpcio's server has stopped when its core is done. Handlers that heard of it last,
+            # by their client's going or by the stop itself, are then still answering.
+            await self._active.ended(drain.LAST_WORDS)
+            await self._infrastructure.ended(drain.LAST_WORDS)
             if self._active:
                 _LOG.warning(
                     "%d calls go on although they were cancelled, and so does this process: %s",
@@ -157,7 +197,30 @@ class Serving:
         finally:
             await self._exits.aclose()
 
-    async def _create_server(self) -> grpc.aio.Server:
+    async def _listen(self) -> None:
+        """Answer on this process's own port, and on the one for clients outside the mesh."""
+        settings = self._mesh.settings
+        table = await self._create_table()
+        own = self._create_server(table)
+        self.address = bind(own, settings.listen)
+        # At once: a server that was bound but never started does not let go of its port.
+        await own.start()
+        self._listening.append(own)
+        self._exits.push_async_callback(own.stop, None)
+        self._server = own
+        if settings.shared_listen is None:
+            return
+        # A server of its own: whether a port can be shared is one option for all of a server's
+        # ports, and the own port must not be.
+        is_reserved = self._offer.shares_port
+        shared = self._create_server(table, (("grpc.so_reuseport", int(is_reserved)),))
+        bind_shared(shared, settings.shared_listen, is_reserved=is_reserved)
+        await shared.start()
+        self._listening.append(shared)
+        self._exits.push_async_callback(shared.stop, None)
+        self._server = Together(own, shared)
+
+    async def _create_table(self) -> HandlerTable:
         offer = self._offer
         table = offer.handlers.copy()
         await self._add_infrastructure(table)
@@ -168,13 +231,16 @@ class Serving:
             infrastructure=self._infrastructure,
             draining=self._draining,
             clock=self._mesh.clock,
+            errors=offer.errors,
         )
-        options = {**dict(SERVER_OPTIONS), **dict(offer.options)}
-        # Not grpc.aio.server: OpenTelemetry's instrumentation replaces that name with a function
-        # that adds its own interceptor, and every call would have two server spans.
-        server: grpc.aio.Server = grpc_server.server(
-            handlers=(table,), options=tuple(options.items())
-        )
+        return table
+
+    def _create_server(
+        self, table: HandlerTable, options: tuple[tuple[str, Any], ...] = ()
+    ) -> grpc.aio.Server:
+        chosen = {**dict(SERVER_OPTIONS), **dict(self._offer.options), **dict(options)}
+        server, intake = create_server((table,), tuple(chosen.items()))
+        self._offer.concurrency.watch_intake(intake)
         return server
 
     async def _add_infrastructure(self, table: HandlerTable) -> None:
@@ -216,6 +282,7 @@ class Serving:
 
     def _follow(self, policy: EffectivePolicy) -> None:
         self._offer.limits.configure(policy.rate_limits)
+        self._offer.concurrency.configure(policy.concurrency)
         # Nobody else reads the reports, so nobody else pays for them.
         if policy.balancer.kind is BalancerKind.WEIGHTED_ROUND_ROBIN:
             self._offer.load_reports.enable()
@@ -224,3 +291,9 @@ class Serving:
 
     def _load(self) -> LoadReport | None:
         return self._offer.load_reports.report(LONG_WINDOW)
+
+
+async def _ended(server: grpc.aio.Server) -> None:
+    # Without a timeout, whoever stops waiting would cancel what the server's own end waits for.
+    while await server.wait_for_termination(_A_DAY):
+        pass

@@ -10,16 +10,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SubscribeRequest(_message.Message):
-    __slots__ = ("hello", "interest", "acknowledgement", "answer")
+    __slots__ = ("hello", "interest", "acknowledgement", "answer", "quota")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     INTEREST_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGEMENT_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     interest: Interest
     acknowledgement: Acknowledgement
     answer: Answer
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., interest: _Optional[_Union[Interest, _Mapping]] = ..., acknowledgement: _Optional[_Union[Acknowledgement, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
+    quota: QuotaReport
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., interest: _Optional[_Union[Interest, _Mapping]] = ..., acknowledgement: _Optional[_Union[Acknowledgement, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., quota: _Optional[_Union[QuotaReport, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("namespace", "service", "instance", "version", "pid", "library", "accepts_differences")
@@ -59,20 +61,22 @@ class Interest(_message.Message):
     def __init__(self, policies: _Optional[_Iterable[str]] = ..., instances: _Optional[_Iterable[str]] = ..., epoch: _Optional[str] = ..., held: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Push(_message.Message):
-    __slots__ = ("nonce", "revision", "policies", "instances", "epoch", "questions")
+    __slots__ = ("nonce", "revision", "policies", "instances", "epoch", "questions", "quota")
     NONCE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     POLICIES_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     QUESTIONS_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
     nonce: str
     revision: int
     policies: _containers.RepeatedCompositeFieldContainer[_policy_pb2.PolicyDocument]
     instances: _containers.RepeatedCompositeFieldContainer[InstanceSet]
     epoch: str
     questions: _containers.RepeatedCompositeFieldContainer[Question]
-    def __init__(self, nonce: _Optional[str] = ..., revision: _Optional[int] = ..., policies: _Optional[_Iterable[_Union[_policy_pb2.PolicyDocument, _Mapping]]] = ..., instances: _Optional[_Iterable[_Union[InstanceSet, _Mapping]]] = ..., epoch: _Optional[str] = ..., questions: _Optional[_Iterable[_Union[Question, _Mapping]]] = ...) -> None: ...
+    quota: QuotaGrant
+    def __init__(self, nonce: _Optional[str] = ..., revision: _Optional[int] = ..., policies: _Optional[_Iterable[_Union[_policy_pb2.PolicyDocument, _Mapping]]] = ..., instances: _Optional[_Iterable[_Union[InstanceSet, _Mapping]]] = ..., epoch: _Optional[str] = ..., questions: _Optional[_Iterable[_Union[Question, _Mapping]]] = ..., quota: _Optional[_Union[QuotaGrant, _Mapping]] = ...) -> None: ...
 
 class InstanceSet(_message.Message):
     __slots__ = ("service", "version", "instances", "base", "removed", "departed", "recovering")
@@ -107,6 +111,46 @@ class Answer(_message.Message):
     id: str
     view: ViewResponse
     def __init__(self, id: _Optional[str] = ..., view: _Optional[_Union[ViewResponse, _Mapping]] = ...) -> None: ...
+
+class QuotaReport(_message.Message):
+    __slots__ = ("grant", "claims")
+    class Claim(_message.Message):
+        __slots__ = ("limit", "key", "demand", "share", "is_granted")
+        LIMIT_FIELD_NUMBER: _ClassVar[int]
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        DEMAND_FIELD_NUMBER: _ClassVar[int]
+        SHARE_FIELD_NUMBER: _ClassVar[int]
+        IS_GRANTED_FIELD_NUMBER: _ClassVar[int]
+        limit: str
+        key: bytes
+        demand: int
+        share: int
+        is_granted: bool
+        def __init__(self, limit: _Optional[str] = ..., key: _Optional[bytes] = ..., demand: _Optional[int] = ..., share: _Optional[int] = ..., is_granted: _Optional[bool] = ...) -> None: ...
+    GRANT_FIELD_NUMBER: _ClassVar[int]
+    CLAIMS_FIELD_NUMBER: _ClassVar[int]
+    grant: int
+    claims: _containers.RepeatedCompositeFieldContainer[QuotaReport.Claim]
+    def __init__(self, grant: _Optional[int] = ..., claims: _Optional[_Iterable[_Union[QuotaReport.Claim, _Mapping]]] = ...) -> None: ...
+
+class QuotaGrant(_message.Message):
+    __slots__ = ("number", "shares")
+    class Share(_message.Message):
+        __slots__ = ("limit", "key", "share", "forget")
+        LIMIT_FIELD_NUMBER: _ClassVar[int]
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        SHARE_FIELD_NUMBER: _ClassVar[int]
+        FORGET_FIELD_NUMBER: _ClassVar[int]
+        limit: str
+        key: bytes
+        share: int
+        forget: bool
+        def __init__(self, limit: _Optional[str] = ..., key: _Optional[bytes] = ..., share: _Optional[int] = ..., forget: _Optional[bool] = ...) -> None: ...
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    shares: _containers.RepeatedCompositeFieldContainer[QuotaGrant.Share]
+    def __init__(self, number: _Optional[int] = ..., shares: _Optional[_Iterable[_Union[QuotaGrant.Share, _Mapping]]] = ...) -> None: ...
 
 class ViewRequest(_message.Message):
     __slots__ = ("namespace", "instance", "service")

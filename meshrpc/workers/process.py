@@ -19,6 +19,10 @@ from typing import Any
 
 STOPPING = b"s"
 """On the lifeline: the supervisor is stopping this worker, and its SIGTERM comes from there."""
+GO_ON = b"g"
+"""On the lifeline: the port that workers share is theirs, and this one may listen there."""
+DUMP_SIGNAL: int | None = getattr(signal, "SIGQUIT", None)
+"""Has a worker write the stacks of its threads to stderr, as it does with other runtimes."""
 
 _READ_SIZE = 65536
 
@@ -98,6 +102,16 @@ class WorkerProcess:
             os.write(self._lifeline, STOPPING)
         self._process.send_signal(signal.SIGTERM)
         self._process.send_signal(signal.SIGCONT)
+
+    def go_on(self) -> None:
+        """Answer the worker that asked for the port which workers share."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._lifeline, GO_ON)
+
+    def dump(self) -> None:
+        """Have the worker write its stacks to stderr; one that is frozen does not."""
+        if DUMP_SIGNAL is not None:
+            self._process.send_signal(DUMP_SIGNAL)
 
     def kill(self) -> None:
         """End the worker at once."""

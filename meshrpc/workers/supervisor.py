@@ -1,10 +1,9 @@
 """The supervisor of a service's worker processes.
 
-One loop, woken by three things: signals (through `signal.set_wakeup_fd`, SIGCHLD among them),
-what workers report, and the time to restart one that died; it never sleeps to look again, never
-forks and holds no gRPC object. A worker that cannot start for a reason it can name ends
-everything, because starting it again would not mend it. Any other death costs a backoff
-(`restarts.py`). The first SIGTERM or SIGINT lets the workers drain, a second ends them at once.
+One loop, woken by signals (through `signal.set_wakeup_fd`, SIGCHLD among them), by what workers
+report, and by the time at which something is due. It never forks, holds no gRPC object and decides
+nothing: what happens goes to the team (`team.py`), which says what to do. The first SIGTERM or
+SIGINT lets the workers drain, a second one ends them at once; SIGHUP replaces them one by one.
 """
 
 from __future__ import annotations
@@ -15,46 +14,44 @@ import os
 import random
 import selectors
 import signal
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from meshrpc.clock import SYSTEM_CLOCK, Clock
-from meshrpc.errors import MeshError
+from meshrpc.errors import MeshError, SettingsError
+from meshrpc.workers.actions import Action, Dump, Kill, Start, Stop, Tell
+from meshrpc.workers.announcing import Announcer
+from meshrpc.workers.places import Load
 from meshrpc.workers.process import WorkerProcess, describe_exit
-from meshrpc.workers.restarts import Restarts
+from meshrpc.workers.scaling import Scaler
+from meshrpc.workers.shared_port import ReservedPort
+from meshrpc.workers.team import LIVENESS, Team
+from meshrpc.workers.terminal import Terminal
+from meshrpc.workers.watching import LOOK_EVERY, Watch
 
-KILL_AFTER = 5.0
-"""Seconds beyond those a worker says it needs at most to stop, after which it is killed. It ends
-itself before that, unless something in it keeps Python from running at all."""
+OVERSLEPT = 2.0
+"""Seconds that the loop may be late for; beyond, it was frozen itself, and judges nobody by what
+was not heard meanwhile."""
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_RELOAD_SIGNAL: int | None = getattr(signal, "SIGHUP", None)  # Windows has none
 
 _logger = logging.getLogger("meshrpc.workers")
 
 
-@dataclass(slots=True)
-class _Worker:
-    """One place in the team: its number, and at most one process at a time."""
-
-    number: int
-    restarts: Restarts
-    process: WorkerProcess | None = None
-    restart_at: float | None = None
-    failure: str | None = None
-    """Why this process cannot serve, in its own words."""
-    stop_within: float = 0.0
-    """Seconds this process needs at most to stop."""
-    instance: str | None = None
-    """The id of the instance that this worker last was."""
-    first_start: bool = True
-    """Whether a failure would be the first thing ever heard of this worker."""
-
-
 class Supervisor:
-    """Keeps `count` workers of the service `reference` (MODULE:SERVICE) running.
+    """Keeps workers of the service `reference` (MODULE:SERVICE) running.
 
-    `folder` is where its module is looked for first; `environment` is the workers' whole one.
+    Args:
+        reference: the service, as MODULE:SERVICE.
+        count: how many workers.
+        most: up to how many there may be when they are busy; `count` unless given.
+        folder: where its module is looked for first.
+        environment: the workers' whole one.
+        watch: whether to replace the workers when a Python file in `folder` changes.
+        liveness: seconds that a worker's event loop may give no sign of life; None: any number.
+        announcer: where lines and events go.
     """
 
     def __init__(
@@ -62,8 +59,12 @@ class Supervisor:
         reference: str,
         *,
         count: int,
+        most: int | None = None,
         folder: Path,
         environment: Mapping[str, str],
+        watch: bool = False,
+        liveness: float | None = LIVENESS,
+        announcer: Announcer | None = None,
         clock: Clock = SYSTEM_CLOCK,
         rng: random.Random | None = None,
     ) -> None:
@@ -71,18 +72,19 @@ class Supervisor:
         self._folder = folder
         self._environment = environment
         self._clock = clock
-        rng = rng or random.Random()
-        self._workers = [_Worker(index + 1, Restarts(rng)) for index in range(count)]
+        self._team = Team(count, rng=rng or random.Random(), liveness=liveness)
+        self._scaler = Scaler(count, most) if most is not None and most > count else None
+        self._processes: dict[int, WorkerProcess] = {}
+        self._announcer = announcer or Announcer(reference, environment)
         self._selector = selectors.DefaultSelector()
-        self._stopping = False
-        self._kill_at: float | None = None
-        self._cut_short = False
-        self._cannot_start: str | None = None
+        self._shared_port: ReservedPort | None = None
+        self._terminal = Terminal()
+        self._watch = Watch(folder) if watch else None
+        self._look_at = clock.now() + LOOK_EVERY
+        self._woke_at = clock.now()
 
     def __repr__(self) -> str:
-        running = len(self._running())
-        state = "stopping" if self._stopping else "running"
-        return f"<Supervisor {self._reference} {state} workers={running}/{len(self._workers)}>"
+        return f"<Supervisor {self._reference} {self._team!r}>"
 
     def run(self) -> None:
         """Run until a signal stops it. To be called once, in the main thread.
@@ -93,162 +95,184 @@ class Supervisor:
         with self._selector, _signals() as signals_fd:
             self._selector.register(signals_fd, selectors.EVENT_READ)
             try:
-                for worker in self._workers:
-                    self._start(worker)
-                while self._running() or self._next_start() is not None:
+                self._carry_out(self._team.begin(self._clock.now()))
+                while not self._team.is_over:
                     self._step(signals_fd)
             finally:
                 # Any are left only after a failure of our own: the end of its lifeline drains one.
-                for process in self._running():
+                for process in self._processes.values():
                     process.close()
-        if self._cannot_start is not None:
-            raise MeshError(self._cannot_start)
-        if self._cut_short:
+                if self._shared_port is not None:
+                    self._shared_port.close()
+                self._announcer.close()
+        if self._team.cannot_start is not None:
+            raise MeshError(self._team.cannot_start)
+        if self._team.was_cut_short:
             raise MeshError("workers ended before they had drained")
-
-    def _running(self) -> list[WorkerProcess]:
-        return [worker.process for worker in self._workers if worker.process is not None]
 
     def _step(self, signals_fd: int) -> None:
         """Wait for the next thing to happen and do what it asks for."""
-        for key, _ in self._selector.select(self._seconds_to_wait()):
-            if isinstance(key.data, _Worker):
-                self._hear(key.data)
-                continue
-            for number in os.read(signals_fd, 4096):
-                if number in _STOP_SIGNALS:
-                    self._on_stop_signal(signal.Signals(number))
-        for worker in self._workers:
-            if worker.process is not None and (code := worker.process.exit_code()) is not None:
-                self._on_death(worker, worker.process, code)
+        seconds = self._seconds_to_wait()
+        events = self._selector.select(seconds)
         now = self._clock.now()
-        if self._kill_at is not None and now >= self._kill_at:
-            self._kill("out of time")
-        for worker in self._workers:
-            if worker.restart_at is not None and now >= worker.restart_at:
-                self._start(worker)
-
-    def _next_start(self) -> float | None:
-        return min(
-            (worker.restart_at for worker in self._workers if worker.restart_at is not None),
-            default=None,
-        )
+        if seconds is not None and now - self._woke_at > seconds + OVERSLEPT:
+            self._team.overslept(now)
+        self._woke_at = now
+        for key, _ in events:
+            if isinstance(key.data, int):
+                self._hear(key.data)
+            else:
+                for number in os.read(signals_fd, 4096):
+                    self._on_signal(number)
+        self._reap()
+        self._look_for_changes()
+        self._scale()
+        self._carry_out(self._team.settle(self._clock.now()))
 
     def _seconds_to_wait(self) -> float | None:
-        due = [time for time in (self._next_start(), self._kill_at) if time is not None]
-        return max(0.0, min(due) - self._clock.now()) if due else None
+        due = [self._team.wakes_at()]
+        if self._watch is not None:
+            due.append(self._look_at)
+        times = [time for time in due if time is not None]
+        return max(0.0, min(times) - self._clock.now()) if times else None
 
-    def _start(self, worker: _Worker) -> None:
-        worker.restart_at = None
-        worker.failure = None
-        worker.stop_within = 0.0
+    def _carry_out(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Start():
+                    self._start(action)
+                case Stop(life):
+                    self._processes[life].stop()
+                case Dump(life):
+                    self._processes[life].dump()
+                case Kill(life):
+                    self._processes[life].kill()
+                case Tell():
+                    self._announcer.tell(action)
+
+    def _start(self, action: Start) -> None:
         try:
             process = WorkerProcess(
                 self._reference,
-                index=worker.number - 1,
+                index=action.number - 1,
                 folder=self._folder,
                 environment=self._environment,
-                replaces=worker.instance,
+                replaces=action.replaces,
             )
         except OSError as error:
-            # The machine is out of processes, memory or file descriptors: that may pass.
-            self._restart_later(worker, f"worker {worker.number} could not be started: {error}")
+            now = self._clock.now()
+            self._carry_out(self._team.could_not_start(action.life, str(error), now))
             return
-        worker.process = process
-        self._selector.register(process.reports_fd, selectors.EVENT_READ, worker)
+        self._processes[action.life] = process
+        self._team.started(action.life, process.pid)
+        self._selector.register(process.reports_fd, selectors.EVENT_READ, action.life)
 
-    def _hear(self, worker: _Worker) -> None:
+    def _on_signal(self, number: int) -> None:
+        now = self._clock.now()
+        if number in _STOP_SIGNALS:
+            self._carry_out(self._team.stop(signal.Signals(number).name, now))
+        elif number == _RELOAD_SIGNAL:
+            if self._terminal.is_lost():
+                if not self._team.is_stopping:
+                    self._carry_out(self._team.stop("the terminal was closed", now))
+            else:
+                self._carry_out(self._team.reload("SIGHUP", now))
+
+    def _hear(self, life: int) -> None:
         """Take what a worker has reported."""
-        process = worker.process
-        if process is None or process.is_silent():
+        process = self._processes[life]
+        if process.is_silent():
             return
         for report in process.reports():
-            if report["event"] == "failed":
-                worker.failure = report["error"]
-                continue
-            worker.restarts.ready(self._clock.now())
-            worker.first_start = False
-            worker.instance = report["id"]
-            worker.stop_within = report["stop_within"]
-            _logger.info(
-                "%s worker %d ready at %s (pid %d, %s)",
-                *(report["service"], worker.number, report["address"]),
-                *(report["pid"], report["id"]),
-            )
+            self._on_report(life, process, report)
         if process.is_silent():
             self._selector.unregister(process.reports_fd)
 
-    def _on_death(self, worker: _Worker, process: WorkerProcess, code: int) -> None:
-        self._hear(worker)
-        if not process.is_silent():
-            self._selector.unregister(process.reports_fd)
-        process.close()
-        worker.process = None
-        if self._stopping:
-            # SIGTERM ends by itself only one that did not serve yet, nor does a failed one.
-            if code not in (0, -signal.SIGTERM) and worker.failure is None:
-                self._cut_short = True
-            return
-        if worker.failure is not None and worker.first_start:
-            self._cannot_start = worker.failure
-            self._stop(f"worker {worker.number} cannot start")
-            return
-        if worker.failure is None:
-            how = f"died: {describe_exit(code)}"
-        else:
-            how = f"cannot start: {worker.failure}"
-        self._restart_later(worker, f"worker {worker.number} (pid {process.pid}) {how}")
+    def _on_report(self, life: int, process: WorkerProcess, report: Mapping[str, Any]) -> None:
+        match report["event"]:
+            case "loaded":
+                self._announcer.introduce(
+                    report["service"], report["namespace"], report["control_http"]
+                )
+                if report["shared_listen"] is not None:
+                    self._share(life, process, report["shared_listen"])
+            case "ready":
+                _logger.info(
+                    "%s worker %d ready at %s (pid %d, %s)",
+                    *(report["service"], self._team.number(life), report["address"]),
+                    *(report["pid"], report["id"]),
+                )
+                actions = self._team.has_become_ready(
+                    life,
+                    self._clock.now(),
+                    instance=report["id"],
+                    stop_within=report["stop_within"],
+                    has_free_port=report["has_free_port"],
+                )
+                self._carry_out(actions)
+            case "load":
+                load = Load(report["busy"], report["queue_time"])
+                self._team.was_heard(life, load, self._clock.now())
+            case "failed":
+                self._team.has_failed(life, report["error"])
 
-    def _restart_later(self, worker: _Worker, reason: str) -> None:
-        now = self._clock.now()
-        delay = worker.restarts.died(now)
-        worker.restart_at = now + delay
-        worker.first_start = False
-        _logger.warning("%s; restarting in %.1f s", reason, delay)
-
-    def _on_stop_signal(self, received: signal.Signals) -> None:
-        if self._stopping:
-            self._kill(f"{received.name} again")
-        else:
-            self._stop(received.name)
-
-    def _stop(self, reason: str) -> None:
-        """Let every worker drain and end."""
-        self._stopping = True
-        needed = max(worker.stop_within for worker in self._workers)
-        self._kill_at = self._clock.now() + needed + KILL_AFTER
-        for worker in self._workers:
-            worker.restart_at = None
-        for process in (running := self._running()):
-            process.stop()
-        if running:
-            _logger.info("%s: %s to drain; once more ends them", reason, _workers(len(running)))
-
-    def _kill(self, reason: str) -> None:
-        """End every worker at once."""
-        self._kill_at = None
-        for process in (running := self._running()):
+    def _share(self, life: int, process: WorkerProcess, address: str) -> None:
+        """Reserve the port that workers share, once, and let this one go on."""
+        try:
+            if self._shared_port is None:
+                self._shared_port = ReservedPort(address)
+            self._shared_port.must_be(address)
+        except SettingsError as error:
+            self._team.has_failed(life, str(error))
             process.kill()
-        if running:
-            _logger.warning("%s: %s killed", reason, _workers(len(running)))
+        else:
+            process.go_on()
 
+    def _reap(self) -> None:
+        for life, process in list(self._processes.items()):
+            if (code := process.exit_code()) is None:
+                continue
+            self._hear(life)
+            if not process.is_silent():
+                self._selector.unregister(process.reports_fd)
+            process.close()
+            actions = self._team.has_ended(life, code, describe_exit(code), self._clock.now())
+            del self._processes[life]
+            self._carry_out(actions)
 
-def _workers(count: int) -> str:
-    return "1 worker" if count == 1 else f"{count} workers"
+    def _look_for_changes(self) -> None:
+        now = self._clock.now()
+        if self._watch is None or now < self._look_at:
+            return
+        if changed := self._watch.changes():
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            self._carry_out(self._team.reload(f"{changed[0]}{more} changed", now))
+        self._look_at = self._clock.now() + LOOK_EVERY
+
+    def _scale(self) -> None:
+        # A reload moves calls about: it ends by itself, and then the figures mean something again.
+        if self._scaler is None or self._team.is_rolling:
+            return
+        now = self._clock.now()
+        wanted = self._scaler.look(now, self._team.size, self._team.loads())
+        if wanted is not None:
+            self._carry_out(self._team.resize(wanted.size, wanted.why, now))
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[int]:
-    """Turn stop signals and SIGCHLD into bytes, their numbers, to be read from the yielded fd."""
+    """Turn the signals it lives by into bytes, their numbers, to be read from the yielded fd."""
     read_end, write_end = os.pipe()
     os.set_blocking(read_end, False)
     os.set_blocking(write_end, False)
     # First, since a signal that comes between the two must not be lost.
     wakeup_fd = signal.set_wakeup_fd(write_end)
+    numbers = [*_STOP_SIGNALS, signal.SIGCHLD]
+    if _RELOAD_SIGNAL is not None:
+        numbers.append(signal.Signals(_RELOAD_SIGNAL))
     # Python writes the byte only where a handler stands; to stand there is all these do.
-    handlers = {
-        number: signal.signal(number, lambda *_: None)
-        for number in (*_STOP_SIGNALS, signal.SIGCHLD)
+    handlers: dict[signal.Signals, Any] = {
+        number: signal.signal(number, _stand) for number in numbers
     }
     try:
         yield read_end
@@ -258,3 +282,7 @@ def _signals() -> Iterator[int]:
             signal.signal(number, handler)
         os.close(read_end)
         os.close(write_end)
+
+
+def _stand(*_: object) -> None:
+    pass

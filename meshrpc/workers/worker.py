@@ -1,82 +1,41 @@
 """The program of one worker process: load the service, run it, and never outlive the supervisor.
 
 `python -m meshrpc.workers.worker`, started by `process.py` and by nobody else. What it has to say
-goes up the reports pipe as lines of JSON: `{"event": "ready", "service", "id", "address", "pid"}`
-once it serves (and `"stop_within"`, the seconds it needs at most to stop), or
-`{"event": "failed", "error"}` if it cannot.
+goes up the reports pipe as lines of JSON:
+
+* `loaded` once it has the service: its name and namespace, where control takes events, and the
+  port to share with the other workers, for which it then waits;
+* `ready` once it serves: the instance it is, and the seconds it needs at most to stop;
+* `load` once a second from its event loop, which is its sign of life;
+* `failed` if it cannot serve, with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
-import json
+import faulthandler
 import logging
 import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
-from typing import Any
 
 from meshrpc.errors import MeshError, SettingsError
 from meshrpc.registry.instance import Instance
 from meshrpc.settings import Settings, parse_address
-from meshrpc.workers.logs import log_to_stderr
+from meshrpc.workers.heartbeat import Heartbeat
+from meshrpc.workers.logs import ENVIRONMENT as LOG_FORMAT
+from meshrpc.workers.logs import LogFormat, Who, log_to_stderr
+from meshrpc.workers.pipes import LEAVING, Lifeline, Reports
+from meshrpc.workers.process import DUMP_SIGNAL
 
-LEAVING = 15.0
-"""Seconds that stopping may take beside the grace for running calls: 5 s each to tell a registry
-that does not answer and to leave it, 3 s until callers know, and some for the last spans."""
+_SET_PARENT_DEATH_SIGNAL = 1  # linux/prctl.h
 
 _logger = logging.getLogger("meshrpc.workers")
-
-
-class _Reports:
-    """The pipe to the supervisor. Where that is gone, nobody is left to be told."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self.is_ready = False
-
-    def ready(self, instance: Instance, stop_within: float) -> None:
-        self.is_ready = True
-        self._send(
-            event="ready",
-            service=instance.service,
-            id=instance.id,
-            address=instance.address,
-            pid=os.getpid(),
-            stop_within=stop_within,
-        )
-
-    def failed(self, error: str) -> None:
-        self._send(event="failed", error=" ".join(error.splitlines()))
-
-    def _send(self, **report: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._fd, json.dumps(report).encode() + b"\n")
-
-
-class _Lifeline:
-    """What bounds this process's life by its supervisor's.
-
-    Watched in a thread of its own, so that a blocked event loop cannot keep it from that.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self.stop_within = LEAVING
-
-    def watch(self) -> None:
-        told_to_stop = os.read(self._fd, 1)
-        if not told_to_stop:
-            # The supervisor died. Had it told us, its SIGTERM would be here too, and a second one
-            # would cut the drain short.
-            os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(self.stop_within)
-        os._exit(1)
 
 
 def main() -> None:
@@ -92,13 +51,28 @@ def main() -> None:
     # Processes that the service starts must hold neither end open.
     os.set_inheritable(options.lifeline, False)
     os.set_inheritable(options.reports, False)
-    lifeline = _Lifeline(options.lifeline)
+    if sys.stderr is None:  # closed (`2>&-`): then what is said goes nowhere
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as we run
+    if DUMP_SIGNAL is not None:
+        faulthandler.register(DUMP_SIGNAL, all_threads=True, chain=False)
+    _wake_with_parents_death()
+    lifeline = Lifeline(options.lifeline)
     threading.Thread(target=lifeline.watch, name="lifeline", daemon=True).start()
-    reports = _Reports(options.reports)
+    reports = Reports(options.reports)
     sys.exit(_run(options, lifeline, reports))
 
 
-def _run(options: argparse.Namespace, lifeline: _Lifeline, reports: _Reports) -> int:
+def _wake_with_parents_death() -> None:
+    """Have a frozen worker woken when its supervisor dies, or it could not read that it did.
+
+    Linux alone can; elsewhere it stays frozen until somebody wakes it, and drains then.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGCONT))
+
+
+def _run(options: argparse.Namespace, lifeline: Lifeline, reports: Reports) -> int:
     reference: str = options.reference
     try:
         # Here, so that an installation that cannot be imported is reported like any failure.
@@ -107,10 +81,21 @@ def _run(options: argparse.Namespace, lifeline: _Lifeline, reports: _Reports) ->
         service = load_service(reference, options.app_dir)
         service.settings = settings_of_worker(service.settings, options.index)
         service.replaces = options.replaces
-        lifeline.stop_within = service.grace + LEAVING
+        lifeline.stop_within = service.grace + service.shutdown_within + LEAVING
+        who = Who(service=service.name, worker=options.index + 1)
         # After the service's module, so that logging it configured stays as it is.
-        log_to_stderr(logging.INFO)
-        service.run(on_ready=lambda instance: reports.ready(instance, lifeline.stop_within))
+        log_to_stderr(logging.INFO, format=_log_format(), who=who)
+        reports.loaded(service, stop_within=lifeline.stop_within)
+        if service.settings.shared_listen is not None:
+            lifeline.wait_to_go_on()
+            service.shares_port = True
+
+        def on_ready(instance: Instance) -> None:
+            who.instance = instance.id
+            reports.ready(instance, has_free_port=has_free_port(service.settings))
+            Heartbeat(reports.load)
+
+        service.run(on_ready=on_ready)
     except MeshError as error:
         reports.failed(str(error))
         return 1
@@ -121,6 +106,16 @@ def _run(options: argparse.Namespace, lifeline: _Lifeline, reports: _Reports) ->
             reports.failed(f"{reference} cannot start: {type(error).__name__}: {error}")
         return 1
     return 0
+
+
+def _log_format() -> LogFormat:
+    return LogFormat(os.environ.get(LOG_FORMAT) or LogFormat.TEXT)
+
+
+def has_free_port(settings: Settings) -> bool:
+    """Return whether two processes can have these settings at the same time."""
+    given = [settings.listen, settings.advertise or settings.listen]
+    return all(parse_address(address)[1] == 0 for address in given)
 
 
 def settings_of_worker(settings: Settings, index: int) -> Settings:

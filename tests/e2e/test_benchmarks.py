@@ -43,3 +43,28 @@ def test_a_benchmark_answers_in_json(command):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)
+
+
+@pytest.mark.soak
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["overload", "--quick", "--only", "load", "--arms", "server"],
+        ["workers", "--rounds", "1", "--seconds", "0.5"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_benchmark_of_processes_under_load_answers_in_json(command):
+    """As those above; these are modules of the package that their parts are in."""
+    module, *arguments = command
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", *arguments, "-o", "json"],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)

@@ -501,7 +501,7 @@ retries: {attempts: 3}
 
 async def test_valid_files_are_valid_without_a_control_service(tmp_path):
     """`validate` names each document; what is not carried out yet is a warning, no failure."""
-    (tmp_path / "payment.yaml").write_text(LIMIT + "concurrency: adaptive\n")
+    (tmp_path / "payment.yaml").write_text(LIMIT + "telemetry: {}\n")
     (tmp_path / "order.json").write_text('{"schema": "meshrpc.policy/v1", "service": "order"}')
     result = await meshrpc("policy", "validate", "-f", str(tmp_path))
     assert result.code == 0
@@ -509,7 +509,7 @@ async def test_valid_files_are_valid_without_a_control_service(tmp_path):
         f"{tmp_path}/order.json: order: valid",
         f"{tmp_path}/payment.yaml: payment: valid",
     ]
-    assert result.err.startswith(f"warning: {tmp_path}/payment.yaml: payment: concurrency: ")
+    assert result.err.startswith(f"warning: {tmp_path}/payment.yaml: payment: telemetry: ")
 
 
 async def test_every_problem_is_listed_with_file_path_value_and_rule(tmp_path):

@@ -41,6 +41,15 @@ def processes_of(marker):
     return found
 
 
+def setting(pid, name):
+    """The value of a variable in a process's environment; None: it has none, or is gone."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    except OSError:
+        return None
+    return dict(each.partition("=")[::2] for each in environment.split("\0")).get(name)
+
+
 def field(name, output):
     match = re.search(rf"^ {name} +(\d+)", output, re.MULTILINE)
     assert match, output
@@ -100,6 +109,10 @@ def test_ctrl_c_leaves_no_process_behind(at):
             if at in line:
                 break
         assert len(processes_of(marker)) > 1
+        if at == "1 orders placed":
+            told = {setting(pid, "MESHRPC_CONTROL_HTTP") for pid in processes_of(marker)} - {None}
+            assert len(told) == 1, "supervisors report events to the demo's own control"
+            assert not told & {"127.0.0.1:7780", "none"}
         process.send_signal(signal.SIGINT)
         output = process.stdout.read()
         assert process.wait(timeout=60) == 130

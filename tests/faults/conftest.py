@@ -11,6 +11,7 @@ from tests import consul
 from tests.faults.network import LOCAL, Namespace
 from tests.faults.registries import ConsulRig, EmbeddedRig
 from tests.faults.rig import Rig
+from tests.faults.teams import Shop
 
 
 @pytest.fixture(scope="package")
@@ -87,3 +88,10 @@ async def registries(request, holding):
     rigs = holding(request.param)
     await asyncio.gather(*(rig.mended() for rig in rigs))
     return rigs
+
+
+@pytest.fixture(scope="package")
+def shop():
+    """The demo's services and a slow one, two workers each: started, `ready` is to be awaited."""
+    with Shop(grace=3.0) as shop:
+        yield shop

@@ -186,6 +186,10 @@ class Lag:
         """Return how long the loop stood still at most, from one time to another."""
         return max((b - a for a, b in self._late if a <= end and b >= begin), default=0.0)
 
+    def longer_than(self, seconds):
+        """Return from when to when the loop stood still for longer."""
+        return [(a, b) for a, b in self._late if b - a > seconds]
+
     @property
     def worst(self):
         return max((b - a for a, b in self._late), default=0.0)

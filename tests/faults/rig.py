@@ -60,6 +60,11 @@ class Process:
     def is_running(self):
         return self._process.poll() is None
 
+    @property
+    def exit_code(self):
+        """Its exit code, or the negative number of the signal that ended it; None while it runs."""
+        return self._process.poll()
+
     def line(self):
         """Return the next line it says."""
         said = b""
@@ -144,6 +149,11 @@ class Rig:
     def end_control(self):
         """Kill the control service."""
         self.control_process.end()
+
+    def restart_control(self):
+        """Kill the control service, and start it where it was, with what it knew."""
+        self.end_control()
+        self.start_control()
 
     @property
     def membership(self):

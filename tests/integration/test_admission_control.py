@@ -15,6 +15,7 @@ from tests.echo import ready
 PAYMENT = payment_pb2.DESCRIPTOR.services_by_name["PaymentService"]
 REQUEST = payment_pb2.GetPaymentRequest(payment_id="p-1")
 OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 LIMITED = """
     schema: meshrpc.policy/v1
     service: payment
@@ -263,3 +264,44 @@ async def test_a_nested_call_that_reached_nobody_stops_no_retries(local_mesh):
     call = outer.GetPayment(REQUEST)
     assert await local_mesh.clock.run(call.code()) is UNAVAILABLE
     assert len(served) == 3
+
+
+async def refused_of_later_calls(local_mesh, get, calls=200):
+    """Make calls at 100 a second, twice as many, and return how many of the later half stayed here."""
+    for _ in range(calls):
+        await local_mesh.clock.run(get(REQUEST).code())
+        await local_mesh.clock.advance(0.01)
+    refused = 0
+    for _ in range(calls):
+        call = get(REQUEST)
+        await local_mesh.clock.run(call.code())
+        refused += "throttled" in await call.details()
+        await local_mesh.clock.advance(0.01)
+    return refused
+
+
+async def test_callers_hold_back_from_a_service_that_says_it_is_overloaded(
+    local_mesh, payment, get
+):
+    """Refusals for overload count as calls that were not accepted, and against no instance."""
+    payment.fail("GetPayment", EXHAUSTED, "overloaded: waited 25 ms", ((NOT_EXECUTED, "1"),))
+    await local_mesh.clock.advance(60)
+    assert 120 <= await refused_of_later_calls(local_mesh, get) <= 180
+    endpoints = next(iter(local_mesh.client.destinations)).endpoints
+    assert all(each.health.admission.value == "admitted" for each in endpoints)
+
+
+async def test_callers_hold_back_from_a_server_that_has_no_room_for_their_calls(
+    local_mesh, payment, get
+):
+    """Grpc cancels them then, without any word."""
+    payment.fail("GetPayment", grpc.StatusCode.CANCELLED)
+    await local_mesh.clock.advance(60)
+    assert 120 <= await refused_of_later_calls(local_mesh, get) <= 180
+
+
+async def test_a_refusal_for_a_rate_holds_no_other_call_back(local_mesh, payment, get):
+    """It is of one key, and the service may have room for all the others."""
+    payment.fail("GetPayment", EXHAUSTED, "rate limit 'a' is used up", ((NOT_EXECUTED, "1"),))
+    await local_mesh.clock.advance(60)
+    assert await refused_of_later_calls(local_mesh, get, calls=60) == 0

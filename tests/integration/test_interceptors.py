@@ -15,6 +15,7 @@ import pytest
 from meshrpc.interceptors import SERVER_ORDER, in_order
 from meshrpc.interceptors.arrival import DeadlineInterceptor, TargetInterceptor
 from meshrpc.interceptors.compose import Refused, ServerInterceptor, compose
+from meshrpc.interceptors.concurrency import ConcurrencyInterceptor
 from meshrpc.interceptors.load_report import LoadReportInterceptor
 from meshrpc.interceptors.rate_limit import RateLimitInterceptor
 from meshrpc.interceptors.server_call import CURRENT, ServerCall, current_call
@@ -470,7 +471,7 @@ def test_a_call_that_is_too_late_is_refused(virtual_clock):
 def test_concerns_are_ordered_in_one_place():
     """Whatever order they are given in; strangers come last, in theirs."""
     kinds = [RateLimitInterceptor(), TracingInterceptor(), Gate(), DeadlineInterceptor()]
-    kinds += [TargetInterceptor("a"), LoadReportInterceptor()]
+    kinds += [TargetInterceptor("a"), ConcurrencyInterceptor(), LoadReportInterceptor()]
     ordered = [type(each) for each in in_order(kinds)]
     assert ordered == [*SERVER_ORDER, Gate]
 

@@ -14,6 +14,7 @@ from tests.simulation import (
     cold_start,
     distribution,
     flapping,
+    fleet_limit,
     many_bad,
     reported_load,
     retry_storm,
@@ -42,6 +43,7 @@ CHARTS: dict[str, Callable[[], Chart]] = {
     "zone_lost": zone_lost.chart,
     "skewed_keys": skewed_keys.chart,
     "reported_load": reported_load.chart,
+    "fleet_limit": fleet_limit.chart,
 }
 
 

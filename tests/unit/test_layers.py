@@ -17,7 +17,7 @@ LAYERS = (
     ("mesh", "session", "policies", "client", "server"),
     (
         *("interceptors", "telemetry", "registry.embedded", "registry.urls"),
-        *("subscription", "watched", "absence"),
+        *("subscription", "watched", "absence", "fleet_limits"),
     ),
     ("last_known",),
     (
@@ -35,7 +35,10 @@ LAYERS = (
         *("registry.leases", "registry.departures", "registry.doubt"),
     ),
     ("registry.registry", "registry.instance", "registry.finding"),
-    ("settings", "errors", "clock", "wire", "load_report", "metadata", "v1"),
+    (
+        *("settings", "errors", "clock", "wire", "load_report", "metadata", "v1"),
+        *("timestamps", "log_rate"),
+    ),
 )
 
 PURE = (
@@ -53,6 +56,18 @@ PURE = (
     "control.pushes",
     "control.subscriber",
     "control.instance_sets",
+    "control.events",
+    "control.quota",
+    "control.quota_member",
+    "control.division",
+    "workers.team",
+    "workers.outbox",
+    "workers.places",
+    "workers.actions",
+    "workers.restarts",
+    "workers.rolling",
+    "workers.scaling",
+    "timestamps",
 )
 """Decisions: time and chance are arguments, and there is no I/O."""
 

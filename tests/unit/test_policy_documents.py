@@ -15,12 +15,15 @@ from hypothesis import strategies as st
 
 from meshrpc.errors import PolicyError
 from meshrpc.policy import load_document, load_documents
+from meshrpc.policy.loading import child_path
 from meshrpc.policy.model import (
     Backoff,
     Balancer,
     BalancerKind,
     CircuitBreaker,
     Comparison,
+    Concurrency,
+    ConcurrencyMode,
     EffectivePolicy,
     Fallback,
     Fault,
@@ -35,9 +38,11 @@ from meshrpc.policy.model import (
     Outlier,
     Policy,
     RateLimit,
+    RateOverride,
     Retry,
     RetryBudget,
     Route,
+    ShareMode,
     SlowStart,
     Target,
     Throttle,
@@ -82,7 +87,16 @@ routes:                                      # first match wins
     mirror: {subset: v2, percent: 5%, max_active: 9}
 rate_limits:
   - {name: per-caller, key: [caller], rate: 100/s, burst: 50, share: instance, mode: enforce}
-concurrency: adaptive
+  - name: whole
+    key: [caller, method, metadata.x-tenant]
+    rate: 1000/s
+    burst: 100
+    share: fleet
+    overrides:
+      - values: {caller: batch, method: payment.v1.PaymentService/List, metadata.x-tenant: acme}
+        rate: 10/s
+        burst: 5
+concurrency: {adaptive: {max: 200}}
 telemetry: {tracing: {sample: 1%}, access_log: {sample: 100%}}
 """
 
@@ -167,12 +181,30 @@ def test_the_whole_language_loads():
                 mirror=Mirror("v2", 0.05, max_active=9),
             ),
         ),
-        rate_limits=(RateLimit(name="per-caller", key=("caller",), rate=100.0, burst=50),),
+        rate_limits=(
+            RateLimit(name="per-caller", key=("caller",), rate=100.0, burst=50),
+            RateLimit(
+                name="whole",
+                key=("caller", "method", "metadata.x-tenant"),
+                rate=1000.0,
+                burst=100,
+                share=ShareMode.FLEET,
+                overrides=(
+                    RateOverride(
+                        values=(
+                            ("caller", "batch"),
+                            ("metadata.x-tenant", "acme"),
+                            ("method", "payment.v1.PaymentService/List"),
+                        ),
+                        rate=10.0,
+                        burst=5,
+                    ),
+                ),
+            ),
+        ),
+        concurrency=Concurrency(ConcurrencyMode.ADAPTIVE, 200),
     )
-    assert document.warnings == tuple(
-        f"payment: {block}: accepted, not carried out by this release"
-        for block in ("concurrency", "telemetry")
-    )
+    assert document.warnings == ("payment: telemetry: accepted, not carried out by this release",)
     assert document.ignored == ()
 
 
@@ -199,8 +231,10 @@ def test_every_field_of_the_language_is_typed(leaf):
         for key in leaf[:-1]:
             at = at[key]
         at[leaf[-1]] = wrong
-        path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in leaf)
-        assert path[1:] in [problem.path for problem in problems_of(json.dumps(tree))]
+        path = ""
+        for key in leaf:
+            path = child_path(path, key)
+        assert path in [problem.path for problem in problems_of(json.dumps(tree))]
 
 
 @pytest.mark.parametrize(
@@ -357,6 +391,37 @@ def test_every_field_of_the_language_is_typed(leaf):
             Policy("payment", circuit_breaker=CircuitBreaker(1_000_000_000)),
         ),
         ("rate_limits: []", Policy("payment", rate_limits=())),
+        ("concurrency: adaptive", Policy("payment", concurrency=Concurrency())),
+        (
+            "concurrency: {fixed: {limit: 50}}",
+            Policy("payment", concurrency=Concurrency(ConcurrencyMode.FIXED, 50)),
+        ),
+        ("concurrency: off", Policy("payment", concurrency=Concurrency(ConcurrencyMode.OFF))),
+        (
+            """
+            rate_limits:
+              - {name: a, rate: 1/s, burst: 1, share: fleet, key: [metadata.x-y], max_keys: 2,
+                 overrides: [{values: {metadata.x-y: ""}, rate: 30/m, burst: 2},
+                             {values: {metadata.x-y: unknown}, rate: 2/s, burst: 3}]}
+            """,
+            Policy(
+                "payment",
+                rate_limits=(
+                    RateLimit(
+                        "a",
+                        1.0,
+                        1,
+                        ("metadata.x-y",),
+                        share=ShareMode.FLEET,
+                        max_keys=2,
+                        overrides=(
+                            RateOverride((("metadata.x-y", ""),), 0.5, 2),
+                            RateOverride((("metadata.x-y", "unknown"),), 2.0, 3),
+                        ),
+                    ),
+                ),
+            ),
+        ),
         (
             """
             rate_limits:
@@ -386,23 +451,10 @@ def test_fields_carried_out_reach_the_policy(body, policy):
     assert document.warnings == ()
 
 
-def test_a_fleet_limit_is_warned_of_and_limits_nothing():
-    """A fleet's limit counted per process would admit a multiple: it is left out, and told."""
-    document = load_document(
-        HEAD + "rate_limits: [{name: a, rate: 1/s, burst: 1},"
-        " {name: b, rate: 1/s, burst: 1, share: fleet}]"
-    )
-    assert [limit.name for limit in document.policy.rate_limits] == ["a"]
-    assert document.warnings == (
-        "payment: rate_limits[1].share: fleet: accepted, not carried out by this release",
-    )
-
-
 @pytest.mark.parametrize(
     ("body", "block"),
     [
         ("stream: {idle: 1m, max: 24h}", "stream"),
-        ("concurrency: {adaptive: {}}", "concurrency"),
         ("telemetry: {}", "telemetry"),
     ],
 )
@@ -598,6 +650,57 @@ BAD = [
         "this is listed twice",
     ),
     (
+        "+rate_limits: [{name: a, rate: 1/s, burst: 1, overrides: [{rate: 1/s, burst: 1}]}]",
+        "rate_limits[0].overrides[0].values",
+        "",
+        "this field is required",
+    ),
+    (
+        (
+            "+rate_limits: [{name: a, rate: 1/s, burst: 1,"
+            " overrides: [{values: {caller: x}, rate: 1/s, burst: 1}]}]"
+        ),
+        "rate_limits[0].overrides[0].values",
+        "{caller: x}",
+        "a limit without key has only one bucket",
+    ),
+    (
+        (
+            "+rate_limits: [{name: a, rate: 1/s, burst: 1, key: [caller, method],"
+            " overrides: [{values: {caller: x}, rate: 1/s, burst: 1}]}]"
+        ),
+        "rate_limits[0].overrides[0].values",
+        "{caller: x}",
+        "expected a value for each key of the limit: caller, method",
+    ),
+    (
+        (
+            "+rate_limits: [{name: a, rate: 1/s, burst: 1, key: [method],"
+            " overrides: [{values: {method: a.B/*}, rate: 1/s, burst: 1}]}]"
+        ),
+        "rate_limits[0].overrides[0].values.method",
+        "a.B/*",
+        "expected an exact method",
+    ),
+    (
+        (
+            "+rate_limits: [{name: a, rate: 1/s, burst: 1, key: [caller], overrides:"
+            " [{values: {caller: x}, rate: 1/s, burst: 1}, {values: {caller: x}, rate: 2/s, burst: 1}]}]"
+        ),
+        "rate_limits[0].overrides[1].values",
+        "{caller: x}",
+        "this is listed twice",
+    ),
+    (
+        (
+            "+rate_limits: [{name: a, rate: 1/s, burst: 1, max_keys: 1, key: [caller], overrides:"
+            " [{values: {caller: x}, rate: 1/s, burst: 1}, {values: {caller: y}, rate: 2/s, burst: 1}]}]"
+        ),
+        "rate_limits[0].max_keys",
+        "1",
+        "there are 2 overrides",
+    ),
+    (
         "+rate_limits: [{name: a, rate: 1/s, burst: 1, share: all}]",
         "rate_limits[0].share",
         "all",
@@ -715,7 +818,22 @@ BAD = [
     ("+subsets: {v1: {}}", "subsets.v1", "{}", "expected a mapping with at least one"),
     ("+subsets: {v1: version}", "subsets.v1", "version", "expected a mapping with at least one"),
     ("+subsets: {a b: {version: v1}}", 'subsets["a b"]', "a b", "a name has letters"),
-    ("+concurrency: 10", "concurrency", "10", "expected one of adaptive"),
+    ("+concurrency: 10", "concurrency", "10", "expected one of adaptive, fixed, off"),
+    ("+concurrency: fixed", "concurrency.fixed.limit", "", "this field is required"),
+    (
+        "+concurrency: {fixed: {limit: 0}}",
+        "concurrency.fixed.limit",
+        "0",
+        "expected a whole number from 1 to 1000000",
+    ),
+    (
+        "+concurrency: {adaptive: {max: 1000001}}",
+        "concurrency.adaptive.max",
+        "1000001",
+        "expected a whole number from 1 to 1000000",
+    ),
+    ("+concurrency: {adaptive: {limit: 1}}", "concurrency.adaptive.limit", "1", "unknown field"),
+    ("+concurrency: {off: {max: 1}}", "concurrency.off.max", "1", "unknown field"),
     ("+telemetry: {tracing: {}}", "telemetry.tracing.sample", "", "this field is required"),
     ("+stream: {idle: 0s}", "stream.idle", "0s", "a duration is more than 0"),
     ("+routes: [{match: {caller: a}}]", "routes[0].name", "", "this field is required"),
@@ -991,12 +1109,14 @@ def test_the_guide_has_every_field_carried_out():
     blocks = {
         **FAILURE_BLOCKS,
         "rate_limits[]": RateLimit,
+        "rate_limits[].overrides[]": RateOverride,
         "routes[]": Route,
         "routes[].match": Match,
         "routes[].split[]": Target,
         "routes[].mirror": Mirror,
     }
     expected = {"timeout", "balancer", "hash_key", "subset_size", "locality"}
+    expected |= {"concurrency", "concurrency.adaptive.max", "concurrency.fixed.limit"}
     expected |= {f"balancer.{kind}.{field}" for kind in BALANCERS for field in BALANCERS[kind]}
     assert {field.name for field in fields(Balancer)} == {
         "kind",
@@ -1022,6 +1142,7 @@ PLAIN = {
     "service": "payment",
     "balancer": {"peak_ewma": {}},
     "locality": {"none": {}},
+    "concurrency": {"adaptive": {}},
     **{block: {} for block in FAILURE_BLOCKS},
     "subsets": {"v1": {"version": "v1"}},
     "routes": [
@@ -1038,12 +1159,13 @@ PLAIN = {
     ],
     "rate_limits": [{"name": "all", "rate": "10/s", "burst": "5"}],
 }
+OVERRIDE = {"values": {"caller": "batch"}, "rate": "1/s", "burst": "1"}
 
 
 def test_an_empty_block_is_the_default_block():
     """A block without fields says what holds where no document says anything."""
     policy, default = load_document(json.dumps(PLAIN)).policy, effective("payment", {})
-    for block in ("balancer", "locality", "timeout", "hash_key", *FAILURE_BLOCKS):
+    for block in ("balancer", "locality", "concurrency", "timeout", "hash_key", *FAILURE_BLOCKS):
         if block != "hedge":  # off without its block
             assert getattr(policy, block) == getattr(default, block)
     assert effective("payment", {"payment": policy}).subset_size == default.subset_size
@@ -1052,8 +1174,10 @@ def test_an_empty_block_is_the_default_block():
 def place_of(tree, path):
     """Return where a field stands: the mapping around it, which is made where it is not there."""
     *blocks, field = path.replace("[]", "").split(".")
-    if blocks[0:1] in (["balancer"], ["locality"]):
+    if blocks[0:1] in (["balancer"], ["locality"], ["concurrency"]):
         tree[blocks[0]] = {blocks[1]: {}}  # one choice takes the place of another
+    if "overrides" in blocks:
+        tree["rate_limits"][0] |= {"key": ["caller"], "overrides": [dict(OVERRIDE)]}
     for block in blocks:
         tree = tree.setdefault(block, {})
         tree = tree[0] if isinstance(tree, list) else tree
@@ -1066,7 +1190,7 @@ def test_the_defaults_in_the_guide_are_those_of_the_code(path, default):
     tree = copy.deepcopy(PLAIN)
     at, field = place_of(tree, path)
     if default == "required":
-        del at[field]
+        at.pop(field, None)
         (problem,) = problems_of(json.dumps(tree))
         assert (problem.path, problem.rule) == (
             path.replace("[]", "[0]"),
@@ -1159,15 +1283,30 @@ THROTTLE = st.fixed_dictionaries(
     },
 )
 KEY = st.one_of(st.sampled_from(["caller", "method"]), NAME.map("metadata.{}".format))
-RATE_LIMIT = st.fixed_dictionaries(
-    {"name": NAME, "rate": RATE, "burst": st.integers(1, 10_000).map(str)},
+BURST = st.integers(1, 10_000).map(str)
+OVERRIDES = st.lists(
+    st.fixed_dictionaries(
+        {
+            "values": st.fixed_dictionaries({"caller": NAME, "metadata.x": NAME}),
+            "rate": RATE,
+            "burst": BURST,
+        }
+    ),
+    max_size=3,
+    unique_by=lambda override: tuple(override["values"].items()),
+)
+KEYED = st.fixed_dictionaries(
+    {}, optional={"key": st.lists(KEY, unique=True, max_size=3)}
+) | st.fixed_dictionaries({"key": st.just(["metadata.x", "caller"]), "overrides": OVERRIDES})
+COUNTED = st.fixed_dictionaries(
+    {"name": NAME, "rate": RATE, "burst": BURST},
     optional={
-        "key": st.lists(KEY, unique=True, max_size=3),
         "share": st.sampled_from(["instance", "fleet"]),
         "mode": st.sampled_from(["enforce", "shadow"]),
-        "max_keys": st.integers(1, 10_000).map(str),
+        "max_keys": st.integers(3, 10_000).map(str),
     },
 )
+RATE_LIMIT = st.builds(dict.__or__, KEYED, COUNTED)
 HASH_KEY = NAME.map("metadata.{}".format) | NAME.map(lambda name: "field." + name.replace("-", "_"))
 COMPARISON = st.one_of(
     st.fixed_dictionaries({"exact": NAME}),
@@ -1234,6 +1373,9 @@ DOCUMENT = st.fixed_dictionaries(
         "locality": st.sampled_from(["none", "zone", {"zone": {"min_instances": "3"}}]),
         "retry_budget": st.fixed_dictionaries({}, optional={"ratio": PERCENTAGE}),
         "rate_limits": _named(RATE_LIMIT),
+        "concurrency": st.sampled_from(
+            ["adaptive", "off", {"adaptive": {"max": "7"}}, {"fixed": {"limit": "3"}}]
+        ),
         "routes": _named(ROUTE),
         "hedge": HEDGE,
         "outlier": OUTLIER,

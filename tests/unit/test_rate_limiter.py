@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from meshrpc.limits.rate_limiter import RateLimiter, Refusal
-from meshrpc.policy.model import LimitMode, RateLimit
+from meshrpc.limits.shares import EVERY_KEY, MOST_KEYS, WHOLE, Share
+from meshrpc.policy.model import LimitMode, RateLimit, RateOverride, ShareMode
 
 METHOD = "/shop.Shop/Buy"
 
@@ -158,3 +159,133 @@ def test_it_says_what_it_is():
     limiter = RateLimiter((RateLimit("a", 1.0, 1), RateLimit("b", 1.0, 1)))
     assert repr(limiter) == "<RateLimiter a, b>"
     assert repr(RateLimiter()) == "<RateLimiter no limits>"
+
+
+# Overrides
+
+BATCH = RateOverride((("caller", "batch"),), 0.5, 1)
+PER_CALLER = RateLimit("a", 10.0, 5, ("caller",), overrides=(BATCH,))
+
+
+def test_a_key_with_an_override_has_its_own_rate_and_burst():
+    """The others have the limit's, and each bucket is still one's own."""
+    limiter = RateLimiter((PER_CALLER,))
+    assert admitted(limiter, 0.0, 10, caller="batch") == 1
+    assert admitted(limiter, 0.0, 10, caller="order") == 5
+    refusal = check(limiter, 0.0, caller="batch")
+    assert refusal is not None
+    assert (refusal.rate, refusal.wait) == (0.5, pytest.approx(2.0))
+    assert admitted(limiter, 2.0, 10, caller="batch") == 1
+
+
+def test_an_override_of_several_keys_names_all_of_them():
+    """It is for that combination alone; a method is named as policies name it."""
+    override = RateOverride((("caller", "batch"), ("method", "shop.Shop/Buy")), 1.0, 9)
+    limiter = RateLimiter((RateLimit("a", 1.0, 2, ("method", "caller"), overrides=(override,)),))
+    assert admitted(limiter, 0.0, 20, caller="batch") == 9
+    assert admitted(limiter, 0.0, 20, caller="order") == 2
+    assert admitted(limiter, 0.0, 20, caller="batch", method="/shop.Shop/Sell") == 2
+
+
+def test_a_key_with_an_override_keeps_its_bucket_however_many_others_come():
+    """It is neither pushed out nor mixed up with newcomers, and room is counted with it."""
+    limiter = RateLimiter((replace(PER_CALLER, max_keys=10),))
+    for number in range(100):
+        admitted(limiter, 0.0, 9, caller=f"c{number}")
+    assert admitted(limiter, 0.0, 9, caller="batch") == 1
+    limit = limiter._limits[0]
+    assert len(limit._buckets) + len(limit._own) == 10
+
+
+def test_an_override_that_comes_and_goes_earns_nothing():
+    """The bucket keeps what it has, as far as that fits: in both directions, seen before or not."""
+    plain = replace(PER_CALLER, overrides=())
+    for first in (plain, PER_CALLER):
+        limiter = RateLimiter((first,))
+        passed = admitted(limiter, 0.0, 9, caller="batch")
+        for _ in range(10):
+            limiter.configure((PER_CALLER,), 0.0)
+            limiter.configure((plain,), 0.0)
+            passed += admitted(limiter, 0.0, 9, caller="batch")
+        assert passed <= 5
+    limiter = RateLimiter((PER_CALLER,))  # never asked for: as full as its override allows
+    limiter.configure((plain,), 0.0)
+    assert admitted(limiter, 0.0, 9, caller="batch") == 1
+
+
+def test_an_override_that_names_no_bucket_is_an_error():
+    """It would never apply."""
+    with pytest.raises(ValueError, match="a value for each of caller"):
+        RateLimiter((replace(PER_CALLER, overrides=(RateOverride((), 1.0, 1),)),))
+
+
+# Over the fleet
+
+FLEET = RateLimit("a", 100.0, 50, share=ShareMode.FLEET)
+
+
+def test_a_limit_over_the_fleet_counts_by_its_share():
+    """A tenth until control has said something, then what it says; refusals name it."""
+    limiter = RateLimiter((FLEET,))
+    assert limiter.has_fleet_limits
+    assert admitted(limiter, 0.0, 90) == 5
+    refusal = check(limiter, 0.0)
+    assert refusal is not None
+    assert (refusal.rate, refusal.share, refusal.wait) == (100.0, 10.0, pytest.approx(0.1))
+    limiter.take_shares((Share("a", EVERY_KEY, WHOLE // 2), Share("b", EVERY_KEY, 1)), 0.0)
+    assert admitted(limiter, 0.0, 90) == 0
+    assert admitted(limiter, 10.0, 90) == 25
+
+
+def test_nobody_waits_long_for_a_share_that_may_grow():
+    """With next to nothing, one is to come back in a second: by then there may be more."""
+    limiter = RateLimiter((FLEET,))
+    limiter.take_shares((Share("a", EVERY_KEY, 1),), 0.0)
+    check(limiter, 1.0)
+    refusal = check(limiter, 1.0)
+    assert refusal is not None
+    assert refusal.wait == 1.0
+
+
+def test_a_key_has_the_share_that_is_its_own_until_it_is_forgotten():
+    """Others keep the general one; to be forgotten is to have that again."""
+    limiter = RateLimiter((replace(FLEET, key=("caller",)),))
+    limiter.take_shares((Share("a", b"=busy", WHOLE), Share("a", EVERY_KEY, WHOLE // 50)), 0.0)
+    # What it had when it was raised was the burst of a first share: five.
+    assert admitted(limiter, 0.0, 90, caller="busy") == 5
+    assert admitted(limiter, 10.0, 90, caller="busy") == 50
+    assert admitted(limiter, 10.0, 90, caller="other") == 1
+    limiter.take_shares((Share("a", b"=busy", None),), 20.0)
+    assert admitted(limiter, 20.0, 90, caller="busy") == 1
+    assert limiter.look(20.0) is False
+    assert {claim.key for claim in limiter.claims() if claim.is_granted} == {EVERY_KEY}
+
+
+def test_overrides_are_shared_out_too():
+    """Their own rate and burst, by the same share."""
+    limiter = RateLimiter((replace(PER_CALLER, share=ShareMode.FLEET),))
+    limiter.take_shares((Share("a", EVERY_KEY, WHOLE // 5),), 0.0)
+    refusal = [check(limiter, 100.0, caller="batch") for _ in range(2)][1]
+    assert refusal is not None
+    assert (refusal.rate, refusal.share) == (0.5, 0.1)
+
+
+def test_whatever_control_sends_memory_is_bounded():
+    """Shares of more keys than it may name, and keys that are none, are not kept."""
+    limiter = RateLimiter((replace(FLEET, key=("caller",)),))
+    limiter.take_shares((Share("a", b"=%d" % number, 1) for number in range(5000)), 0.0)
+    limiter.take_shares((Share("a", wire, 1) for wire in (b"", b"=a\0b", b"=\xff")), 0.0)
+    assert len(limiter._limits[0].fleet.shares) == len(limiter._limits[0]._own) == 2 * MOST_KEYS
+
+
+def test_becoming_one_over_the_fleet_keeps_what_is_used_up():
+    """And so does ceasing to be one."""
+    alone = replace(FLEET, share=ShareMode.INSTANCE)
+    limiter = RateLimiter((alone,))
+    assert admitted(limiter, 0.0, 90) == 50
+    limiter.configure((FLEET,), 0.0)
+    assert admitted(limiter, 0.0, 90) == 0
+    limiter.configure((alone,), 0.0)
+    assert admitted(limiter, 0.0, 90) == 0
+    assert not limiter.has_fleet_limits
+    assert limiter.claims() == ()

@@ -5,6 +5,8 @@ import random
 import pytest
 
 from meshrpc.workers.restarts import (
+    CRASH_LOOP_DEATHS,
+    CRASH_LOOP_WINDOW,
     FIRST_DELAY,
     HEALTHY_AFTER,
     JITTER,
@@ -67,3 +69,49 @@ def test_jitter_stays_within_its_share_and_uses_it():
     assert min(delays) >= FIRST_DELAY * (1 - JITTER)
     assert max(delays) <= FIRST_DELAY * (1 + JITTER)
     assert max(delays) - min(delays) > FIRST_DELAY * JITTER * 1.8
+
+
+def test_a_reload_in_between_is_no_health():
+    """Of two lives, the second has to earn its own."""
+    restarts = Restarts(NoJitter())
+    restarts.died(now=0.0)
+    restarts.ready(now=0.0)
+    restarts.left()
+    assert restarts.died(now=100.0) == pytest.approx(2 * FIRST_DELAY)
+
+
+def test_deaths_close_together_are_a_crash_loop():
+    """The last of as many within the window makes it one."""
+    restarts = Restarts(NoJitter())
+    gap = CRASH_LOOP_WINDOW / (CRASH_LOOP_DEATHS - 1)
+    for n in range(CRASH_LOOP_DEATHS):
+        assert not restarts.is_crash_loop
+        restarts.died(now=n * gap)
+    assert restarts.is_crash_loop
+
+
+def test_deaths_far_apart_are_none():
+    """However many."""
+    restarts = Restarts(NoJitter())
+    gap = CRASH_LOOP_WINDOW / (CRASH_LOOP_DEATHS - 1) + 0.01
+    for n in range(100):
+        restarts.died(now=n * gap)
+    assert not restarts.is_crash_loop
+
+
+def test_a_crash_loop_is_over_after_a_life_as_long_as_the_window():
+    """And is told to be over once; a life that is shorter changes nothing."""
+    restarts = Restarts(NoJitter())
+    for _ in range(CRASH_LOOP_DEATHS):
+        restarts.died(now=0.0)
+    assert restarts.recovers_at is None
+    restarts.ready(now=10.0)
+    assert restarts.recovers_at == 10.0 + CRASH_LOOP_WINDOW
+    assert not restarts.has_recovered(9.9 + CRASH_LOOP_WINDOW)
+    restarts.died(now=60.0)
+    assert restarts.is_crash_loop
+    restarts.ready(now=70.0)
+    assert restarts.has_recovered(70.0 + CRASH_LOOP_WINDOW)
+    assert not restarts.has_recovered(70.0 + CRASH_LOOP_WINDOW)
+    restarts.died(now=140.0)
+    assert not restarts.is_crash_loop

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from meshrpc.errors import SettingsError
-from meshrpc.settings import Settings, parse_address
+from meshrpc.settings import Settings, control_http_urls, parse_address
 
 
 def test_without_anything_said_the_defaults_hold():
@@ -58,6 +58,8 @@ def test_none_means_no_control_service():
         ({"MESHRPC_WEIGHT": "0"}, "a weight is 1 to 10000"),
         ({"MESHRPC_WEIGHT": "many"}, "MESHRPC_WEIGHT='many': a weight is 1 to 10000"),
         ({"MESHRPC_LISTEN": "my host:5001"}, "an address is host:port"),
+        ({"MESHRPC_SHARED_LISTEN": "127.0.0.1:0"}, "a port that is shared is told by its number"),
+        ({"MESHRPC_CONTROL_HTTP": "127.0.0.1:0"}, "the port is 1 to 65535"),
         ({"MESHRPC_LABELS": "tier"}, "labels are key=value"),
         ({"MESHRPC_LABELS": "version=v1"}, "'version' is a setting of its own"),
     ],
@@ -86,3 +88,26 @@ def test_a_bad_argument_is_named_as_an_argument():
 def test_addresses_are_host_and_port(text, expected):
     """An IPv6 host keeps its brackets."""
     assert parse_address(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("environ", "urls"),
+    [
+        ({}, ("http://127.0.0.1:7780",)),
+        (
+            {"MESHRPC_CONTROL": "a:7700,[::1]:7700"},
+            ("http://a:7780", "http://[::1]:7780"),
+        ),
+        ({"MESHRPC_CONTROL": "a:7700,b:9000"}, ("http://a:7780",)),
+        ({"MESHRPC_CONTROL": "b:9000"}, ()),
+        ({"MESHRPC_CONTROL": "none"}, ()),
+        ({"MESHRPC_CONTROL_HTTP": "none"}, ()),
+        (
+            {"MESHRPC_CONTROL": "none", "MESHRPC_CONTROL_HTTP": "c:80,d:81"},
+            ("http://c:80", "http://d:81"),
+        ),
+    ],
+)
+def test_events_go_to_the_control_services_of_default_ports_unless_told(environ, urls):
+    """What listens on 7780 beside a control service on a port of its own may be anybody."""
+    assert control_http_urls(Settings.resolve(environ)) == urls

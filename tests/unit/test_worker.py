@@ -7,7 +7,7 @@ import pytest
 from meshrpc.errors import SettingsError
 from meshrpc.settings import Settings
 from meshrpc.workers.process import describe_exit
-from meshrpc.workers.worker import settings_of_worker
+from meshrpc.workers.worker import has_free_port, settings_of_worker
 
 
 def test_a_fixed_port_moves_up_with_each_worker():
@@ -45,3 +45,17 @@ def test_ports_end_at_65535():
 def test_an_exit_is_put_in_words(code, words):
     """A signal is named where it has a name."""
     assert describe_exit(code) == words
+
+
+@pytest.mark.parametrize(
+    ("settings", "free"),
+    [
+        ({}, True),
+        ({"listen": "0.0.0.0:5000"}, False),
+        ({"advertise": "10.0.0.1:0"}, True),
+        ({"advertise": "10.0.0.1:80"}, False),
+    ],
+)
+def test_two_workers_in_one_place_need_a_free_port(settings, free):
+    """Where callers are told a fixed port, one of the two would get the other one's calls."""
+    assert has_free_port(Settings.resolve({}, **settings)) is free
