@@ -28,7 +28,8 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 def parse_address(text: str) -> tuple[str, int]:
     """Split `host:port` (IPv6 hosts in brackets); the port is 0 to 65535."""
     host, colon, port = _text(text).rpartition(":")
-    if not colon or not host or " " in host or not port.isdecimal() or int(port) > 65535:
+    is_host = host and not {" ", "/"} & set(host)
+    if not colon or not is_host or not port.isdecimal() or int(port) > 65535:
         raise ValueError("an address is host:port, such as 127.0.0.1:5001")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise ValueError("an IPv6 host stands in brackets, such as [::1]:5001")

@@ -156,6 +156,8 @@ def _cannot_ask(url: str, error: BaseException) -> str:
         number = error.os_error.errno or 0
         # asyncio says less than the number does; a name that is not found has a text of its own.
         cause = os.strerror(number).lower() if number > 0 else str(error.os_error.strerror)
+    elif isinstance(error, aiohttp.ClientResponseError):
+        cause = "what answers there does not speak HTTP"  # its gRPC port, most likely
     else:
         cause = str(error) or type(error).__name__
     return f"cannot ask {url} for events: {cause}"

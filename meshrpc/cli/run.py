@@ -19,9 +19,12 @@ from meshrpc.workers.logs import LogFormat, Who, log_to_stderr
 from meshrpc.workers.supervisor import Supervisor
 from meshrpc.workers.team import LIVENESS
 
+MOST_WORKERS = 1_000
+"""More is a slip of the finger, and would take the whole machine."""
+
 
 class _Count(click.ParamType):  # type: ignore[type-arg]  # older click has no argument there
-    """`N`, or `MIN..MAX`; both ends are 1 or more."""
+    """`N`, or `MIN..MAX`; both ends are 1 to `MOST_WORKERS`."""
 
     name = "N|MIN..MAX"
 
@@ -38,6 +41,8 @@ class _Count(click.ParamType):  # type: ignore[type-arg]  # older click has no a
         least, most = map(int, ends)
         if not 1 <= least <= most:
             self.fail(f"{value!r}: there is at least 1, and no more at first than at most", param)
+        if most > MOST_WORKERS:
+            self.fail(f"{value!r}: {MOST_WORKERS} workers at most on one machine", param)
         return least, most
 
 

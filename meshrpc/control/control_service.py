@@ -34,6 +34,8 @@ from meshrpc.v1 import control_pb2
 DEFAULT_NAMESPACE: Final = "default"
 MAX_CLAIMS: Final = 20_000
 """Buckets of which one process may say what it wants: memory is bounded, whoever it is."""
+MAX_GRANT: Final = 1 << 63
+"""Grants of one stream: as many as nobody is ever given, and the next number fits its field."""
 VIEW_WITHIN: Final = 5.0
 """Seconds that a process has to say what it makes of a service."""
 
@@ -265,6 +267,9 @@ class ControlService:
         process = subscriber.process
         if stream.has_ended or not process.instance:
             return  # whoever is nobody in particular cannot be told apart from others
+        if report.grant > MAX_GRANT:
+            stream.end(grpc.StatusCode.INVALID_ARGUMENT, "no grant has this number")
+            return
         claims = [
             Claim(one.limit, one.key, one.demand, one.share, one.is_granted)
             for one in report.claims[:MAX_CLAIMS]

@@ -19,6 +19,7 @@ from meshrpc.clock import Clock
 from meshrpc.control.control_service import DEFAULT_NAMESPACE
 from meshrpc.control.events import CAPACITY, EventLog, parse_events
 from meshrpc.control.pushes import ProcessState, Pushes
+from meshrpc.control.quota import Holding, Quota
 from meshrpc.control.store import PolicyStore, StoredPolicy
 from meshrpc.registry.leases import LeaseTable
 
@@ -41,6 +42,7 @@ class HttpFace:
         store: policies.
         leases: services and instances.
         pushes: connected processes.
+        quota: who has which shares of rate limits.
         events: what supervisors reported.
         clock: monotonic time, for ages.
     """
@@ -50,6 +52,7 @@ class HttpFace:
         store: PolicyStore,
         leases: LeaseTable,
         pushes: Pushes,
+        quota: Quota,
         events: EventLog,
         *,
         clock: Clock,
@@ -57,6 +60,7 @@ class HttpFace:
         self._store = store
         self._leases = leases
         self._pushes = pushes
+        self._quota = quota
         self._events = events
         self._clock = clock
         self.is_ready = False
@@ -72,6 +76,7 @@ class HttpFace:
         application.router.add_get("/api/v1/policies", self._policies)
         application.router.add_get("/api/v1/policies/{service}", self._policy)
         application.router.add_get("/api/v1/status", self._status)
+        application.router.add_get("/api/v1/limits", self._limits)
         application.router.add_get("/api/v1/events", self._list_events)
         application.router.add_post("/api/v1/events", self._take_events)
         return application
@@ -107,6 +112,14 @@ class HttpFace:
     async def _status(self, request: web.Request) -> web.Response:
         states = self._pushes.status(_namespace(request), self._store.revision, self._clock.now())
         return web.json_response([_row(state) for state in states])
+
+    async def _limits(self, request: web.Request) -> web.Response:
+        service = request.query.get("service")
+        if not service:
+            raise web.HTTPBadRequest(reason="service=NAME: of which service?")
+        return web.json_response(
+            [_holding(one) for one in self._quota.rows(_namespace(request), service)]
+        )
 
     async def _list_events(self, request: web.Request) -> web.Response:
         chosen = self._events.select(
@@ -168,6 +181,17 @@ def _row(state: ProcessState) -> dict[str, Any]:
         "state": state.state.value,
         "reason": state.reason,
         "age": round(state.age, 3),
+    }
+
+
+def _holding(row: Holding) -> dict[str, Any]:
+    return {
+        "limit": row.limit,
+        "key": row.key,
+        "instance": row.instance,
+        "share": row.share,
+        "demand": row.demand,
+        "away": row.is_away,
     }
 
 

@@ -124,12 +124,13 @@ class Quota:
             member.number, member.pending = number, {}
             member.declined.clear()
             self._streams[stream] = member
+            service.is_due = True
         before, waited = member.claims, bool(member.pending)
         member.heard = now
         member.says(number, claims)
         if member.claims != before or waited != bool(member.pending):
             service.is_due = True
-        for limit, _ in member.claims:
+        for limit in member.keys:
             service.limits.setdefault(limit, _Limit(now))
             if self._is_recovering:
                 _note_what_is_brought(limit, service.limits[limit], member)
@@ -247,7 +248,7 @@ class Quota:
 def _note_what_is_brought(name: str, limit: _Limit, member: Member) -> None:
     if member.holder.instance not in limit.brought:
         limit.brought[member.holder.instance] = {
-            key: claim.share for (of, key), claim in member.claims.items() if of == name
+            key: claim.share for key, claim in member.keys[name].items()
         }
 
 
@@ -257,15 +258,15 @@ def _follow_demand(name: str, limit: _Limit, members: Iterable[Member], now: flo
     members = tuple(members)
     for member in members:
         general = member.general(name)
-        for (of, key), claim in member.claims.items():
-            if of == name and key != EVERY_KEY and 2 * claim.demand > general:
+        for key, claim in member.keys.get(name, {}).items():
+            if key != EVERY_KEY and 2 * claim.demand > general:
                 wanted[key] = wanted.get(key, 0) + claim.demand
     for key in sorted(wanted, key=wanted.__getitem__, reverse=True):
         if key in limit.keys or len(limit.keys) < MOST_KEYS:
             limit.keys[key] = now
     for member in members:
-        for (of, key), claim in member.claims.items():
-            if of == name and key != EVERY_KEY and claim.is_granted:
+        for key, claim in member.keys.get(name, {}).items():
+            if key != EVERY_KEY and claim.is_granted:
                 # Given by the control service before, and not wanted: it is to be given up.
                 limit.keys.setdefault(key, -math.inf)
 

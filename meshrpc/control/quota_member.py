@@ -51,6 +51,8 @@ class Member:
     """The newest stream that it has spoken on."""
     heard: float = 0.0
     claims: dict[Bucket, Claim] = field(default_factory=dict)
+    keys: dict[str, dict[bytes, Claim]] = field(default_factory=dict)
+    """The same by limit: one process may have many limits with many keys."""
     pending: dict[Bucket, int | None] = field(default_factory=dict)
     """What was sent and not answered; None: to be forgotten."""
     number: int = 0
@@ -66,6 +68,9 @@ class Member:
     def says(self, number: int, claims: Iterable[Claim]) -> None:
         """Take in what it wants and uses; `number` is that of the last grant it has taken."""
         self.claims = {(one.limit, one.key): one for one in claims}
+        self.keys = {}
+        for one in self.claims.values():
+            self.keys.setdefault(one.limit, {})[one.key] = one
         if number != self.number:
             return  # said before it had the last one
         for bucket, share in self.pending.items():

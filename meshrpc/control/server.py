@@ -190,7 +190,7 @@ class ControlServer:
         await server.start()
 
         events = EventLog(started=time.time())
-        face = HttpFace(store, leases, control.pushes, events, clock=self._clock)
+        face = HttpFace(store, leases, control.pushes, control.quota, events, clock=self._clock)
         http_address = await self._http.serve(face.application(), stack)
         for listen in (self._listen, self._http):
             if not listen.is_loopback:

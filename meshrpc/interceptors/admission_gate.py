@@ -3,8 +3,8 @@
 An event loop runs one handler at a time. Where handlers compute, several that are begun at once run
 one after another, while calls that matter more, or that come from somebody who asks for little,
 arrive behind them. So handlers that compute are begun one per turn of the loop, and between two of
-them all calls are looked at that have come meanwhile, up to a sixth of the time; the rest is the
-handlers'. Handlers that only wait are begun at once, up to the limit. While there is room nothing
+them all calls are looked at that have come meanwhile, for a tenth of the time on average; the rest
+is the handlers'. Handlers that only wait are begun at once, up to the limit. While there is room nothing
 waits, and a call passes without costing anything but a look at a few numbers.
 
 What waits, for how long, and who is next is `limits/admission_queue.py`'s. Waiting is judged by
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 from collections.abc import Callable
 from time import perf_counter
 from typing import Final, Protocol
@@ -28,17 +27,17 @@ from meshrpc.limits.handler_times import LONGEST_NAME, MOST_METHODS
 COMPUTES: Final = 0.0003
 """Seconds from beginning a handler to its first pause, above which it computes. Where it takes less,
 refusing a call costs as much as having it served, and there is nothing to gain."""
-INTAKE_SHARE: Final = float(os.environ.get("XSHARE", "0.1"))
+INTAKE_SHARE: Final = 0.1
 """Of handlers' time, what may be used for looking at calls that have come..."""
-INTAKE_EACH: Final = float(os.environ.get("XEACH", "0.0002"))
+INTAKE_EACH: Final = 0.0001
 """...and so many seconds more per handler: its own call had to be looked at, too."""
-INTAKE_SAVED: Final = float(os.environ.get("XSAVED", "0.01"))
+INTAKE_SAVED: Final = 0.01
 """Seconds of that which may be saved for when many come at once."""
 LOOK_IN_AGAIN: Final = 0.01
 """Seconds after which calls that wait for the limit are looked at, if no handler ends before."""
 
 # An event is read in the first turn of the loop, and has become a call by the third.
-_TURNS: Final = int(os.environ.get("XTURNS", "3"))
+_TURNS: Final = 3
 # Without an intake that can be counted: so long after one call another may be on its way.
 _COMING: Final = 0.0003
 _AT_ONCE: Final = 16
@@ -62,6 +61,9 @@ class Intake(Protocol):
 
     def fall_behind(self) -> None:
         """Have fewer calls wait: more come than can be looked at."""
+
+    def drop_late(self) -> None:
+        """Fall behind if calls have waited for long that nobody has looked at."""
 
 
 class AdmissionGate:
@@ -117,7 +119,7 @@ class AdmissionGate:
     async def wait(self, call: ServerCall, now: float) -> None:
         """Return when it is the call's turn, and it counts; raise what refuses it."""
         turn: Turn = asyncio.get_running_loop().create_future()
-        waiting = Waiting((call, turn), call.caller, call.criticality, now)
+        waiting = Waiting((call, turn), call.caller, call.criticality, now, call.deadline)
         self._came_at = perf_counter()
         if not self.queue:
             self._turn_at = self._came_at
@@ -187,6 +189,10 @@ class AdmissionGate:
         if is_tight:
             for late in self.queue.take_late(now):
                 self._refuse(late, now - late.since)
+            # Where handlers compute, the time for looking says when it is too much.
+            if not self._computing and self.queue.is_overloaded(now):
+                for intake in self.intakes:
+                    intake.drop_late()
         if is_full:
             self._next = asyncio.get_running_loop().call_later(
                 LOOK_IN_AGAIN, self._turn, context=contextvars.Context()
@@ -197,7 +203,12 @@ class AdmissionGate:
         if looked < self._saved and (self._turns_left or is_more_coming):
             self._turns_left = max(0, self._turns_left - 1)
         else:
-            if is_more_coming and looked >= self._saved and is_tight and self.queue.is_overloaded(now):
+            if (
+                is_more_coming
+                and looked >= self._saved
+                and is_tight
+                and self.queue.is_overloaded(now)
+            ):
                 for intake in self.intakes:
                     intake.fall_behind()
             self._saved = max(self._saved - looked, -INTAKE_SAVED)
@@ -242,9 +253,7 @@ class AdmissionGate:
             self._turns_left = _TURNS
         self._looking_since = real
         # A handler that stood still is no reason to look at calls for as long.
-        self._saved = min(
-            self._saved + INTAKE_EACH + INTAKE_SHARE * min(cost, BURST), INTAKE_SAVED
-        )
+        self._saved = min(self._saved + INTAKE_EACH + INTAKE_SHARE * min(cost, BURST), INTAKE_SAVED)
 
     def _is_more_coming(self, real: float) -> bool:
         if self.intakes:

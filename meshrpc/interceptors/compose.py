@@ -29,7 +29,7 @@ from meshrpc.interceptors.method_handler import (
     with_behavior,
 )
 from meshrpc.interceptors.server_call import CURRENT, ServerCall
-from meshrpc.interceptors.sync_handler import SyncHandlers
+from meshrpc.interceptors.sync_handler import SyncHandlers, threads_of
 from meshrpc.wire import Metadata
 
 _LOG = logging.getLogger("meshrpc.server")
@@ -98,7 +98,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         if self._sync_handlers is None:
             self._sync_handlers = SyncHandlers()
         adapted = self._sync_handlers.adapt(method, handler)
-        composed = compose(method, adapted, (self,), alone=True)
+        composed = compose(method, adapted, (self,), threads=threads_of(adapted), alone=True)
         if len(method) <= _LONGEST_NAME:
             if len(self._composed) >= _MOST_METHODS:
                 self._composed.clear()
@@ -113,12 +113,13 @@ def compose(
     *,
     draining: Draining | None = None,
     clock: Clock = SYSTEM_CLOCK,
+    threads: int = 0,
     alone: bool = False,
 ) -> Handler:
     """Return `handler` with the concerns round it, the first one outermost; its shape stays.
 
     The handler must be asynchronous. It runs with `current_call()` set. `draining` is the event
-    that its calls show. `alone`: its context is grpcio's own, whose `abort` knows nothing of the
+    that its calls show. `threads`: one of so many runs it (`threads_of`). `alone`: its context is grpcio's own, whose `abort` knows nothing of the
     trailers that concerns add.
     """
     around = _Around(
@@ -127,6 +128,7 @@ def compose(
         Draining() if draining is None else draining,
         clock,
         is_stream=bool(handler.request_streaming or handler.response_streaming),
+        threads=threads,
         alone=alone,
     )
     behavior = behavior_of(handler)
@@ -157,10 +159,12 @@ class _Around:
         clock: Clock,
         *,
         is_stream: bool,
+        threads: int,
         alone: bool,
     ) -> None:
         self._method = method
         self._is_stream = is_stream
+        self._threads = threads
         self._concerns = concerns
         self._draining = draining
         self._clock = clock
@@ -232,6 +236,7 @@ class _Around:
             self._method,
             context.invocation_metadata() or (),
             is_stream=self._is_stream,
+            threads=self._threads,
             timeout=context.time_remaining(),
             draining=self._draining,
             clock=self._clock,

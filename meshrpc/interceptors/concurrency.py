@@ -14,16 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 
 from meshrpc.clock import SYSTEM_CLOCK, Clock
-from meshrpc.interceptors.admission_gate import AdmissionGate, Intake
+from meshrpc.interceptors.admission_gate import Intake
+from meshrpc.interceptors.admission_lane import AdmissionLane
 from meshrpc.interceptors.compose import Refused, ServerInterceptor
 from meshrpc.interceptors.method_handler import is_infrastructure
 from meshrpc.interceptors.server_call import ServerCall
-from meshrpc.limits.gradient import Gradient
-from meshrpc.limits.handler_times import HandlerTimes
 from meshrpc.policy.model import Concurrency, ConcurrencyMode
 from meshrpc.wire import NOT_EXECUTED, OVERLOADED, RETRY_PUSHBACK
 
@@ -43,7 +43,7 @@ class ConcurrencyCounts:
     waiting: int
     running: int
     limit: int
-    """Handlers that may run at a time."""
+    """Handlers that may run at a time on the event loop."""
 
 
 class ConcurrencyInterceptor(ServerInterceptor):
@@ -55,7 +55,7 @@ class ConcurrencyInterceptor(ServerInterceptor):
         self.restart(clock)
 
     def __repr__(self) -> str:
-        return f"<ConcurrencyInterceptor {self._policy.mode} {self._gate!r}>"
+        return f"<ConcurrencyInterceptor {self._policy.mode} {self._loop.gate!r}>"
 
     @property
     def counts(self) -> ConcurrencyCounts:
@@ -64,35 +64,31 @@ class ConcurrencyInterceptor(ServerInterceptor):
             admitted=self._admitted,
             refused=dict(self._refused),
             dropped=sum(intake.dropped for intake in self._intakes),
-            waiting=len(self._gate.queue),
-            running=self._gate.running,
-            limit=self._gate.limit,
+            waiting=sum(len(lane.gate.queue) for lane in self._lanes.values()),
+            running=sum(lane.gate.running for lane in self._lanes.values()),
+            limit=self._loop.gate.limit,
         )
 
     def restart(self, clock: Clock) -> None:
         """Forget what was learned and counted, and go by `clock`, in another event loop perhaps."""
         self._clock = clock
         self._intakes: list[Intake] = []
-        self._times = HandlerTimes()
-        self._gradient = Gradient(self._policy.limit)
-        self._gate = AdmissionGate(self._policy.limit, clock)
-        self._gate.on_turn = self._on_turn
-        self._gate.on_late = self._on_late
-        self._gate.counts_streams = self._policy.mode is ConcurrencyMode.FIXED
+        self._lanes: dict[int, AdmissionLane] = {}
+        self._loop = self._open_lane(0)
         self._admitted = 0
         self._refused = {"waited": 0, "full": 0, "too_late": 0, "hopeless": 0}
 
     def configure(self, policy: Concurrency) -> None:
         """Go by another policy from now on; who runs and who waits stays."""
         self._policy = policy
-        self._gradient.set_most(policy.limit)
-        self._gate.limit = self._limit()
-        self._gate.counts_streams = policy.mode is ConcurrencyMode.FIXED
+        for lane in self._lanes.values():
+            lane.follow(policy)
 
     def watch_intake(self, intake: Intake) -> None:
         """Have a look, before a handler is begun, at the calls that are on their way here."""
         self._intakes.append(intake)
-        self._gate.intakes.append(intake)
+        for lane in self._lanes.values():
+            lane.gate.intakes.append(intake)
 
     def applies_to(self, method: str) -> bool:
         """Every method but those of health checks and reflection, which never wait."""
@@ -103,60 +99,61 @@ class ConcurrencyInterceptor(ServerInterceptor):
         if self._policy.mode is ConcurrencyMode.OFF:
             return None
         now = self._clock.now()
+        lane = self._loop
+        # A fixed limit is one for all, and whoever gives it knows how many threads there are.
+        if call.threads and self._policy.mode is ConcurrencyMode.ADAPTIVE:
+            lane = self._lanes.get(call.threads) or self._open_lane(call.threads)
         deadline = call.deadline
-        if deadline is not None and self._times.is_too_late(now, call.method, deadline - now):
+        if deadline is not None and lane.times.is_too_late(now, call.method, deadline - now):
             self._refused["too_late"] += 1
             raise Refused(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 f"{max(0.0, deadline - now) * 1000:.0f} ms are left, and even quick calls take longer",
                 ((NOT_EXECUTED, "1"),),
             )
-        if self._gate.enter(call, now):
+        call.lane = lane
+        if lane.gate.enter(call, now):
             self._admitted += 1
             return None
-        return self._gate.wait(call, now)
+        return lane.gate.wait(call, now)
 
     def end(self, call: ServerCall, code: grpc.StatusCode) -> None:
         """Make room for the next one, and learn how long this one took."""
         started, call.started_at = call.started_at, None
-        if started is None:
+        lane = call.lane
+        if started is None or not isinstance(lane, AdmissionLane):
             return
         if not call.is_refused and not call.is_stream:
             now = self._clock.now()
-            is_ok = code is grpc.StatusCode.OK
-            self._times.note(now, call.method, now - started, answered=is_ok)
-            if self._gradient.note(now, self._gate.running):
-                self._end_window(now)
-        self._gate.release()
+            lane.note(now, call.method, now - started, answered=code is grpc.StatusCode.OK)
+        lane.gate.release()
 
-    def _end_window(self, now: float) -> None:
-        self._gradient.end_window(now, self._times.end_window())
-        self._gate.queue.note_handler_time(self._times.typical)
-        self._gate.limit = self._limit()
+    def _open_lane(self, threads: int) -> AdmissionLane:
+        lane = self._lanes[threads] = AdmissionLane(self._policy, self._clock, threads)
+        lane.gate.on_turn = partial(self._on_turn, lane)
+        lane.gate.on_late = partial(self._on_late, lane)
+        lane.gate.intakes.extend(self._intakes)
+        return lane
 
-    def _limit(self) -> int:
-        is_adaptive = self._policy.mode is ConcurrencyMode.ADAPTIVE
-        return self._gradient.limit if is_adaptive else self._policy.limit
-
-    def _on_turn(self, call: ServerCall, now: float, waited: float) -> Refused | None:
+    def _on_turn(
+        self, lane: AdmissionLane, call: ServerCall, now: float, waited: float
+    ) -> Refused | None:
         deadline = call.deadline
-        if waited > .1: open("/tmp/why.log", "a").write(f"slow {call.caller} waited={waited:.3f} left={deadline-now:.3f}\n")
-        if deadline is None or not self._times.is_hopeless(call.method, deadline - now, waited):
+        if deadline is None or not lane.times.is_hopeless(call.method, deadline - now, waited):
             self._admitted += 1
             return None
         self._refused["hopeless"] += 1
-        return self._overloaded("waited until too little time was left")
+        return self._overloaded(lane, "waited until too little time was left")
 
-    def _on_late(self, waited: float | None) -> Refused:
+    def _on_late(self, lane: AdmissionLane, waited: float | None) -> Refused:
         if waited is None:
             self._refused["full"] += 1
-            return self._overloaded(f"{len(self._gate.queue)} calls wait already")
+            return self._overloaded(lane, f"{len(lane.gate.queue)} calls wait already")
         self._refused["waited"] += 1
-        return self._overloaded(f"waited {waited * 1000:.0f} ms")
+        return self._overloaded(lane, f"waited {waited * 1000:.0f} ms")
 
-    def _overloaded(self, why: str) -> Refused:
-        with open("/tmp/why.log", "a") as f: f.write(f"{self._clock.now():.3f} {why} q={len(self._gate.queue)} lines={ {k: (v.count, round(self._clock.now()-v.first().since,3)) for t in self._gate.queue._classes.values() for k, v in t._callers.items()} } ht={self._gate.queue._handler_time*1000:.1f}\n")
-        wait = max(LEAST_PUSHBACK, 2 * self._gate.queue.longest_wait(self._clock.now()))
+    def _overloaded(self, lane: AdmissionLane, why: str) -> Refused:
+        wait = max(LEAST_PUSHBACK, 2 * lane.gate.queue.longest_wait(self._clock.now()))
         return Refused(
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             f"{OVERLOADED}: {why}",

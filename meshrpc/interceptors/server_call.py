@@ -32,10 +32,12 @@ class ServerCall:
         "draining",
         "is_refused",
         "is_stream",
+        "lane",
         "metadata",
         "method",
         "span",
         "started_at",
+        "threads",
     )
 
     def __init__(
@@ -44,6 +46,7 @@ class ServerCall:
         metadata: Metadata = (),
         *,
         is_stream: bool = False,
+        threads: int = 0,
         timeout: float | None = None,
         draining: Draining | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -75,6 +78,10 @@ class ServerCall:
         """Whether a concern ended it before its handler ran."""
         self.is_stream = is_stream
         """Whether more than one message may go either way."""
+        self.threads = threads
+        """Threads of which one runs the handler; 0: it runs on the event loop."""
+        self.lane: object | None = None
+        """Where it was admitted; None as `started_at`."""
         self.started_at: float | None = None
         """When it was admitted, in monotonic seconds; None where nobody counts handlers."""
         self._trailers: tuple[Callable[[], Metadata], ...] = ()

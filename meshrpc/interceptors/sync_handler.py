@@ -40,6 +40,15 @@ _END = object()
 _UNSEEN: Metadata = ((NOT_EXECUTED, "1"),)
 
 
+_THREADS = "_meshrpc_threads"
+
+
+def threads_of(handler: Handler) -> int:
+    """Return how many threads there are for what `SyncHandlers` has adapted; 0: it needs none."""
+    threads: int = getattr(behavior_of(handler), _THREADS, 0)
+    return threads
+
+
 class SyncHandlers:
     """Makes `def` handlers asynchronous; owns the threads that run them."""
 
@@ -76,8 +85,11 @@ class SyncHandlers:
                 f"{method} is a plain def and takes a stream of requests: make it async def"
             )
         if handler.response_streaming:
-            return with_behavior(handler, self._server_stream(behavior))
-        return with_behavior(handler, self._unary(behavior))
+            adapted = self._server_stream(behavior)
+        else:
+            adapted = self._unary(behavior)
+        setattr(adapted, _THREADS, self._threads)
+        return with_behavior(handler, adapted)
 
     def _submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         if self._pool is None:

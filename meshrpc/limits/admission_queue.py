@@ -28,8 +28,19 @@ HANDLERS_AHEAD: Final = 16.0
 makes one in a hundred wait for two thirds of it, so that is no overload yet."""
 FAIR_ROUNDS: Final = 4.0
 """As many rounds of all callers' turns more a call may wait whose caller has less than its share waiting."""
+SHORT: Final = 8
+"""Calls in a queue that is worked off soon, whatever came before."""
+CREDIT: Final = 10
+"""Calls that a caller who has asked for less than others may have served before theirs, at once."""
+MOST_LEFT: Final = 1_000
+LONGEST_NAME: Final = 256
+"""Callers remembered who have nothing waiting, and how long their names may be."""
 MOST_WAITING: Final = 1_000
 """Calls that may wait, which bounds memory; time is the bound that is met first."""
+PATIENCE: Final = 0.1
+PATIENT_AT_MOST: Final = 1.0
+"""Of the time that it has, the part that a call may wait in any case, and how many seconds at most. Whoever
+has ten seconds does not mind a half, and a process that was short of CPU for so long is not overloaded."""
 LONGEST_PAUSE: Final = 2.0
 """Seconds for which a process may have stood still and still be excused."""
 
@@ -39,14 +50,25 @@ _CLASSES: Final = (Criticality.CRITICAL, Criticality.DEFAULT, Criticality.SHEDDA
 class Waiting:
     """A call in the queue; `item` is whatever stands for it."""
 
-    __slots__ = ("caller", "criticality", "is_waiting", "item", "since")
+    __slots__ = ("caller", "criticality", "is_waiting", "item", "patience", "since")
 
-    def __init__(self, item: Any, caller: str, criticality: Criticality, since: float) -> None:
+    def __init__(
+        self,
+        item: Any,
+        caller: str,
+        criticality: Criticality,
+        since: float,
+        deadline: float | None = None,
+    ) -> None:
         self.item = item
         self.caller = caller
         self.criticality = criticality
         self.since = since
         """When it came, in seconds."""
+        self.patience = PATIENT_AT_MOST
+        """Seconds that it may wait whatever holds for others; `deadline` None: it has all the time."""
+        if deadline is not None:
+            self.patience = min(PATIENCE * (deadline - since), PATIENT_AT_MOST)
         self.is_waiting = True
 
     def __repr__(self) -> str:
@@ -139,7 +161,8 @@ class AdmissionQueue:
     def take_late(self, now: float) -> list[Waiting]:
         """Take out those that have waited for too long, oldest first.
 
-        Callers keep their only call, and what they have where others have more, for some rounds.
+        For some rounds more callers keep their only call, and all of them where others ask for more,
+        and everybody where so few wait that their turn comes soon.
         """
         late: list[Waiting] = []
         if not self._all:
@@ -147,12 +170,15 @@ class AdmissionQueue:
         longest = self.longest_wait(now)
         overdue: list[Waiting] = []
         for each in self._all:
-            if now - each.since <= longest:
+            waited = now - each.since
+            if waited <= longest:
                 break
-            overdue.append(each)
+            if waited > each.patience:
+                overdue.append(each)
         for each in overdue:
             turns = self._classes[each.criticality]
-            if turns.is_modest(each.caller) and now - each.since <= longest + self._rounds(turns):
+            is_spared = len(self._all) <= SHORT or turns.is_modest(each.caller)
+            if is_spared and now - each.since <= longest + self._rounds(turns):
                 continue
             self.remove(each)
             late.append(each)
@@ -161,16 +187,23 @@ class AdmissionQueue:
         return late
 
     def _rounds(self, turns: _Turns) -> float:
-        return FAIR_ROUNDS * turns.callers * self._handler_time
+        return max(SHORT, FAIR_ROUNDS * turns.callers) * self._handler_time
 
 
 class _Turns:
-    """The calls of one class, by caller; the caller whose turn it is comes first."""
+    """The calls of one class, by caller, who take turns as in start-time fair queueing (Goyal 1996).
 
-    __slots__ = ("_callers",)
+    Each call advances its caller's clock by one; who is furthest behind is next. The clock of a
+    caller that asks for nothing is left behind by the others', `CREDIT` at most.
+    """
+
+    __slots__ = ("_callers", "_latest", "_left")
 
     def __init__(self) -> None:
-        self._callers: OrderedDict[str, _Line] = OrderedDict()
+        self._callers: dict[str, _Line] = {}
+        self._latest = 0
+        # The clocks of callers that have nothing here at present.
+        self._left: OrderedDict[str, int] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._callers)
@@ -180,44 +213,56 @@ class _Turns:
         """Callers who wait."""
         return len(self._callers)
 
-    def is_modest(self, caller: str) -> bool:
-        """Whether a caller has one call here, or fewer than somebody else."""
-        count = self._callers[caller].count
-        return count == 1 or any(line.count > count for line in self._callers.values())
-
     def add(self, waiting: Waiting) -> None:
         line = self._callers.get(waiting.caller)
         if line is None:
-            line = self._callers[waiting.caller] = _Line()
+            behind = self._latest - CREDIT
+            clock = max(behind, self._left.pop(waiting.caller, behind))
+            line = self._callers[waiting.caller] = _Line(clock)
         line.calls.append(waiting)
         line.count += 1
 
     def next(self) -> Waiting:
-        """Return the first call of the caller whose turn it is, who is the last one after that."""
-        caller = next(iter(self._callers))
-        self._callers.move_to_end(caller)
-        return self._callers[caller].first()
+        """Return the first call of the caller whose turn it is, and count it as served."""
+        line = min(self._callers.values(), key=_clock)
+        self._latest = max(self._latest, line.clock)
+        line.clock += 1
+        return line.first()
+
+    def is_modest(self, caller: str) -> bool:
+        """Whether a caller has one call here, or is not the one furthest above its equal share."""
+        line = self._callers[caller]
+        if line.count == 1:
+            return True
+        asked = _asked(line)
+        return any(_asked(other) > asked for other in self._callers.values())
 
     def most_of_all(self) -> Waiting:
-        """Return the first call of the caller who has most."""
-        return max(self._callers.values(), key=lambda line: line.count).first()
+        """Return the first call of the caller who is furthest above its equal share."""
+        return max(self._callers.values(), key=_asked).first()
 
     def remove(self, waiting: Waiting) -> None:
         """Forget a call that does not wait any more."""
         line = self._callers[waiting.caller]
         line.count -= 1
-        if not line.count:
-            del self._callers[waiting.caller]
-        else:
+        if line.count:
             line.tidy()
+            return
+        del self._callers[waiting.caller]
+        if line.clock > self._latest - CREDIT and len(waiting.caller) <= LONGEST_NAME:
+            self._left[waiting.caller] = line.clock
+            if len(self._left) > MOST_LEFT:
+                self._left.popitem(last=False)
 
 
 class _Line:
     """The calls of one caller, oldest first; those that have left may still stand in it."""
 
-    __slots__ = ("calls", "count")
+    __slots__ = ("calls", "clock", "count")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: int) -> None:
+        self.clock = clock
+        """Calls that were served, beside those of other callers."""
         self.calls: deque[Waiting] = deque()
         self.count = 0
 
@@ -230,3 +275,12 @@ class _Line:
         """Bound the memory of those that have left: never more of them than of the others."""
         if len(self.calls) > 2 * self.count + 8:
             self.calls = deque(each for each in self.calls if each.is_waiting)
+
+
+def _clock(line: _Line) -> int:
+    return line.clock
+
+
+def _asked(line: _Line) -> int:
+    """Return what the clock would show if all were served."""
+    return line.clock + line.count

@@ -13,7 +13,7 @@ import math
 from typing import Final
 
 AT_LEAST: Final = 20
-"""The limit never goes below."""
+"""The limit never goes below, unless told otherwise."""
 TOLERANCE: Final = 1.5
 """So many times slower than usual is not slow yet."""
 WINDOW: Final = 0.5
@@ -27,11 +27,13 @@ GROWTH: Final = 1.25
 
 
 class Gradient:
-    """The limit of one process, between `AT_LEAST` and `most`."""
+    """A limit between `at_least` and `most`."""
 
-    __slots__ = ("_calls", "_ends_at", "_most", "_peak", "limit")
+    __slots__ = ("_at_least", "_calls", "_ends_at", "_headroom", "_most", "_peak", "limit")
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, at_least: int = AT_LEAST, headroom: int = HEADROOM) -> None:
+        self._at_least = at_least
+        self._headroom = headroom
         self._most = max(1, most)
         self.limit = self._most
         self._peak = 0
@@ -62,11 +64,11 @@ class Gradient:
         """Follow what the window has shown: handlers took `slowness` times as long as usual."""
         gradient = max(0.5, min(1.0, TOLERANCE / slowness)) if slowness > 0 else 1.0
         if gradient < 1.0:
-            limit = min(self.limit, self._peak) * gradient + HEADROOM
+            limit = min(self.limit, self._peak) * gradient + self._headroom
             self.limit = min(self.limit, math.ceil(limit))
         elif 2 * self._peak >= self.limit:
-            self.limit = math.ceil(max(self.limit + HEADROOM, self.limit * GROWTH))
-        self.limit = min(max(self.limit, AT_LEAST), self._most)
+            self.limit = math.ceil(max(self.limit + self._headroom, self.limit * GROWTH))
+        self.limit = min(max(self.limit, self._at_least), self._most)
         self._start_window(now)
 
     def _start_window(self, now: float) -> None:

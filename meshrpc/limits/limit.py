@@ -1,6 +1,8 @@
 """One rate limit in one process: a token bucket per key, in bounded memory.
 
-A bucket that is full again is like a new one, so only such are forgotten to make room. Where every
+A bucket that is full again is like a new one, so only such are forgotten to make room. A change of
+size adds no tokens, to buckets nobody has taken from neither: a share of a limit over the fleet that
+moves to another process brings no second burst there. Where every
 remembered bucket is still in use, newcomers share one more: whoever invents keys shares a bucket
 with the others who do, gets no fresh tokens by pushing old keys out, and takes nothing from those
 already known. Keys with an override, and those with a share of their own of a limit over the
@@ -49,6 +51,7 @@ class Limit:
         "_overflow",
         "_own",
         "_sizes",
+        "_untouched",
         "counts",
         "fleet",
         "is_shadow",
@@ -80,6 +83,8 @@ class Limit:
             key_of_override(spec.key, each): (each.rate, each.burst) for each in spec.overrides
         }
         self._overflow = self._full(None)
+        self._untouched = self._overflow.copy()
+        """What each key has that is not remembered. Full, but for a while after a change of size."""
         self._buckets: OrderedDict[Key, TokenBucket] = OrderedDict()
         self._own = {key: self._full(key) for key in self._always_known()}
 
@@ -91,9 +96,10 @@ class Limit:
             return
         overrides = (key_of_override(spec.key, each) for each in spec.overrides)
         known = {key: self._known(key) for key in (*self._own, *self._buckets, *overrides)}
-        overflow = self._overflow
+        overflow, untouched = self._overflow, self._untouched
         self._start(spec)
-        self._overflow = overflow.reconfigured(*self._size(None), now)
+        self._overflow = overflow.resized(self._overflow, now)
+        self._untouched = untouched.resized(self._untouched, now)
         for key, bucket in known.items():
             bucket = bucket.reconfigured(*self._size(key), now)  # noqa: PLW2901 - the same, resized
             if key in self._own:
@@ -107,7 +113,7 @@ class Limit:
         if bucket is None:
             if not self._has_room(now):
                 return self._overflow
-            bucket = self._buckets[key] = self._overflow.fresh()
+            bucket = self._buckets[key] = self._untouched.copy()
         if self.fleet is not None:
             asked = self.fleet.asked
             asked[key] = asked.get(key, 0) + 1
@@ -160,10 +166,13 @@ class Limit:
             self._buckets[key] = bucket
 
     def _resize_all(self, now: float) -> None:
-        self._overflow = self._overflow.reconfigured(*self._size(None), now)
-        for buckets in (self._buckets, self._own):
-            for key, bucket in buckets.items():
-                buckets[key] = bucket.reconfigured(*self._size(key), now)
+        like = self._full(None)
+        self._overflow = self._overflow.resized(like, now)
+        self._untouched = self._untouched.resized(like, now)
+        for key, bucket in self._buckets.items():
+            self._buckets[key] = bucket.resized(like, now)
+        for key, bucket in self._own.items():
+            self._own[key] = bucket.reconfigured(*self._size(key), now)
 
     # Buckets.
 
@@ -182,8 +191,7 @@ class Limit:
         return TokenBucket(*self._size(key))
 
     def _known(self, key: Key) -> TokenBucket:
-        """Return the bucket of a key; one that has none is as if its bucket were full."""
-        return self._buckets.get(key) or self._own.get(key) or self._full(key)
+        return self._buckets.get(key) or self._own.get(key) or self._untouched.copy()
 
     def _has_room(self, now: float) -> bool:
         buckets = self._buckets

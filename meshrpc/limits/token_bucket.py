@@ -47,11 +47,9 @@ class TokenBucket:
         self._full_at = full_at + self._interval
         return 0.0
 
-    def fresh(self) -> TokenBucket:
-        """Return a full bucket of the same size."""
-        bucket = TokenBucket.__new__(TokenBucket)
-        bucket._interval, bucket._depth, bucket._full_at = self._interval, self._depth, 0  # noqa: SLF001 - its own kind
-        return bucket
+    def copy(self) -> TokenBucket:
+        """Return a bucket of the same size that holds the same."""
+        return _made(self._interval, self._depth, self._full_at)
 
     def give_back(self) -> None:
         """Undo the last `take`, made at this same time."""
@@ -66,10 +64,18 @@ class TokenBucket:
 
         A change never adds tokens, so changing to and fro admits nothing extra.
         """
-        bucket = TokenBucket(rate, burst)
+        return self.resized(TokenBucket(rate, burst), now)
+
+    def resized(self, like: TokenBucket, now: float) -> TokenBucket:
+        """Return a bucket of the size of `like` that holds what this one does; see `reconfigured`."""
+        interval, depth = like._interval, like._depth
         at = int(now * _NS)
         held = self._depth + self._interval - max(0, self._full_at - at)
-        kept = held * bucket._interval // self._interval
-        missing = bucket._depth + bucket._interval - kept
-        bucket._full_at = at + max(0, missing)
-        return bucket
+        kept = held * interval // self._interval
+        return _made(interval, depth, at + max(0, depth + interval - kept))
+
+
+def _made(interval: int, depth: int, full_at: int) -> TokenBucket:
+    bucket = TokenBucket.__new__(TokenBucket)
+    bucket._interval, bucket._depth, bucket._full_at = interval, depth, full_at  # noqa: SLF001 - its own kind
+    return bucket

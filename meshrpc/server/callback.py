@@ -16,7 +16,23 @@ from typing import Any
 
 
 async def outcome(function: Callable[[], Any]) -> Any:
-    """Return what the function returns, or what comes of that if it is to be awaited."""
+    """Return what the function returns, or what comes of that if it is to be awaited.
+
+    Whatever it raises is an `Exception`: it fails, and neither the process nor who waits for it.
+    """
+    try:
+        return await _outcome(function)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # What it awaited was cancelled, and not the waiting for it.
+        raise RuntimeError(f"{name_of(function)} was cancelled") from error
+    except SystemExit as error:
+        raise _told(function, error) from error
+
+
+async def _outcome(function: Callable[[], Any]) -> Any:
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - an object that is called like one
     ):
@@ -29,6 +45,10 @@ def name_of(function: Callable[[], Any]) -> str:
     """Return what a person would look for in the code."""
     name = getattr(function, "__qualname__", None)
     return f"{function.__module__}.{name}" if name else repr(function)
+
+
+def _told(function: Callable[[], Any], error: BaseException) -> RuntimeError:
+    return RuntimeError(f"{name_of(function)} raised {type(error).__name__}")
 
 
 def _in_thread(function: Callable[[], Any]) -> asyncio.Future[Any]:
@@ -45,7 +65,7 @@ def _in_thread(function: Callable[[], Any]) -> asyncio.Future[Any]:
         except BaseException as error:  # noqa: BLE001 - whoever waits for it is told
             if not isinstance(error, Exception) or isinstance(error, StopIteration):
                 # A future cannot carry the one, and the others mean the thread that they are in.
-                failure = RuntimeError(f"{name_of(function)} raised {type(error).__name__}")
+                failure = _told(function, error)
                 failure.__cause__ = error
                 error = failure
             settled, value = future.set_exception, error

@@ -23,7 +23,8 @@ def age_options(max_connection_age: float | None) -> tuple[tuple[str, Any], ...]
     """Return the server's option for it, in seconds; None: no bound."""
     if max_connection_age is None:
         return ()
-    if not 0 < max_connection_age <= MOST_CONNECTION_AGE:
+    is_number = isinstance(max_connection_age, (int, float))
+    if not (is_number and 0 < max_connection_age <= MOST_CONNECTION_AGE):
         raise SettingsError(
             f"max_connection_age={max_connection_age!r}: seconds above 0 and up to "
             f"{MOST_CONNECTION_AGE:.0f}, or None for no bound"

@@ -53,15 +53,22 @@ class ErrorMapping:
         for kind in type(error).__mro__:
             code = self._errors.get(kind)
             if code is not None:
-                return RpcError(code, _text(error))
+                text = _text(error)
+                return None if text is None else RpcError(code, text)
         if _tells_of_time(error) and _has_no_time_left(call):
             return RpcError(grpc.StatusCode.DEADLINE_EXCEEDED, _NO_TIME_LEFT)
         return None
 
 
-def _text(error: BaseException) -> str:
-    # A failed call's own text is long, and of the program that made it.
-    return (error.details() or "") if isinstance(error, grpc.aio.AioRpcError) else str(error)
+def _text(error: BaseException) -> str | None:
+    """Return its text; None if to ask for that fails in turn."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        # A failed call's own text is long, and of the program that made it.
+        return error.details() or ""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - the user's own code
+        return None
 
 
 def _tells_of_time(error: BaseException) -> bool:

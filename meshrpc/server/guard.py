@@ -24,7 +24,7 @@ from meshrpc.server.active_calls import ActiveCalls
 from meshrpc.server.context import CallContext, DecodingError, EncodingError, sendable
 from meshrpc.server.error_mapping import ErrorMapping
 from meshrpc.server.execution import intercepted, served
-from meshrpc.server.rich_status import trailers_of
+from meshrpc.server.rich_status import shortened, trailers_of
 from meshrpc.wire import DRAIN, Metadata
 
 _LOG = logging.getLogger("meshrpc.server")
@@ -109,7 +109,7 @@ class Guard:
         status = status_of(context)
         meaning = self._errors.meaning(error, call)
         if meaning is not None and (status is grpc.StatusCode.OK or meaning is error):
-            text = sendable(meaning.message)
+            text = shortened(sendable(meaning.message))
             await context.abort(meaning.code, text, trailers_of(meaning, text))
         if status is grpc.StatusCode.UNIMPLEMENTED and isinstance(error, NotImplementedError):
             # What generated base classes do for methods nobody has written.

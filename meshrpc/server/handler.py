@@ -16,7 +16,7 @@ from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.interceptors.compose import ServerInterceptor, compose
 from meshrpc.interceptors.draining import Draining
 from meshrpc.interceptors.method_handler import Handler, is_infrastructure
-from meshrpc.interceptors.sync_handler import SyncHandlers
+from meshrpc.interceptors.sync_handler import SyncHandlers, threads_of
 from meshrpc.server.active_calls import ActiveCalls
 from meshrpc.server.error_mapping import ErrorMapping
 from meshrpc.server.execution import NOBODY
@@ -109,7 +109,10 @@ class HandlerTable(grpc.GenericRpcHandler):
         def wrap(method: str, handler: Handler) -> Handler:
             outermost = bare_guard if is_infrastructure(method) else guard
             guarded = outermost.around(method, handler)
-            return compose(method, guarded, concerns, draining=draining, clock=clock)
+            threads = threads_of(handler)
+            return compose(
+                method, guarded, concerns, draining=draining, clock=clock, threads=threads
+            )
 
         self._wrap = wrap
         self._answers_unknown = bool(inner)  # grpcio runs them for methods nobody serves, too

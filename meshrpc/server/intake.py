@@ -18,6 +18,7 @@ LIFO", Maurer, "Fail at Scale", ACM Queue 2015).
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -31,8 +32,12 @@ from grpc.aio import _server as grpc_server
 
 from meshrpc.server.method_name import readable
 
+_LOG = logging.getLogger("meshrpc.server")
+
 MOST: Final = 1_000
 """Calls that may come at once: as many as one connection may have under way."""
+_OVERRIDDEN: Final = ("_request_call", "_start_shutting_down")
+"""Of grpcio's server; `_make_request_call_future` came with 1.83."""
 LEAST: Final = 8
 """Calls that may wait here in the worst of times."""
 BEHIND: Final = 0.05
@@ -42,17 +47,31 @@ BEHIND: Final = 0.05
 def create_server(
     handlers: Sequence[grpc.GenericRpcHandler], options: Sequence[tuple[str, Any]]
 ) -> tuple[grpc.aio.Server, Intake]:
-    """Return a server of grpcio's and the intake that it has; use it in the running loop."""
-    replaced = cygrpc.AioServer
-    # grpcio makes this object itself, and takes no other. Nothing else runs until it has.
-    cygrpc.AioServer = _Core
-    try:
-        # Not grpc.aio.server: OpenTelemetry's instrumentation replaces that name with a function
-        # that adds its own interceptor, and every call would have two server spans.
-        server: grpc.aio.Server = grpc_server.server(handlers=handlers, options=options)
-    finally:
-        cygrpc.AioServer = replaced
-    return server, server._server.intake  # type: ignore[attr-defined]  # noqa: SLF001 - a _Core
+    """Return a server of grpcio's and the intake that it has; use it in the running loop.
+
+    With a grpcio that asks for calls in some other way than those that are known, it is grpcio's
+    own server, and the intake stays empty.
+    """
+    # Not grpc.aio.server: OpenTelemetry's instrumentation replaces that name with a function
+    # that adds its own interceptor, and every call would have two server spans.
+    server: grpc.aio.Server
+    replaced: Any = getattr(cygrpc, "AioServer", None)
+    core = None if replaced is None else _core_of(replaced)
+    if core is not None:
+        # grpcio makes this object itself, and takes no other. Nothing else runs until it has.
+        cygrpc.AioServer = core
+        try:
+            server = grpc_server.server(handlers=handlers, options=options)
+        finally:
+            cygrpc.AioServer = replaced
+        made = getattr(server, "_server", None)
+        if isinstance(made, core):
+            return server, made.intake
+    _LOG.warning(
+        "grpcio %s takes calls in by ways of its own: in an overload fewer will be answered",
+        grpc.__version__,
+    )
+    return grpc_server.server(handlers=handlers, options=options), Intake()
 
 
 class Intake:
@@ -103,9 +122,16 @@ class Intake:
         return future
 
     def fall_behind(self) -> None:
-        """Have fewer calls wait: more come than can be looked at."""
+        """Have fewer calls wait, unless they are few: more come than can be looked at."""
+        if len(self) <= LEAST:
+            return  # they are looked at soon enough
         self.bound = max(min(LEAST, self._most), min(self.bound, 2 * len(self)) // 2)
         self._trim()
+
+    def drop_late(self) -> None:
+        """Fall behind if the oldest has waited for long: nobody has the time to look at it."""
+        if self._calls and self._clock() - self._calls[0][0] > BEHIND:
+            self.fall_behind()
 
     def clear(self) -> None:
         """Let go of all."""
@@ -117,8 +143,22 @@ class Intake:
             self.dropped += 1
 
 
-class _Core(cygrpc.AioServer):  # type: ignore[misc]  # untyped
-    """grpcio's server, which asks itself for calls by these methods."""
+# To type checkers it has grpcio's methods, which is untyped; which class they are of is seen later.
+_Base: Any = object
+
+
+def _core_of(core: Any) -> Any:
+    """Return grpcio's server with an intake; None where it has not the methods that this needs."""
+    if not all(callable(getattr(core, name, None)) for name in _OVERRIDDEN):
+        return None
+    try:
+        return type("_Server", (_Core, core), {})
+    except TypeError:  # it can have no subclasses
+        return None
+
+
+class _Core(_Base):  # type: ignore[misc]  # untyped
+    """What grpcio's server asks itself for calls by, put before its own methods."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)

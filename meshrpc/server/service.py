@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -82,6 +83,8 @@ class Service:
         **settings: Any,
     ) -> None:
         self.name = name
+        if not (isinstance(grace, (int, float)) and 0 <= grace < math.inf):
+            raise SettingsError(f"grace={grace!r}: seconds, 0 or more")
         self.grace = grace
         self.replaces: str | None = None
         """The id of an instance that died without leaving and whose place this one takes: it is

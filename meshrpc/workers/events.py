@@ -203,7 +203,9 @@ class EventReporter:
             url = self._urls[self._current]
             try:
                 status, answer = _post(url, body, self._patience())
-            except (OSError, http.client.HTTPException, ValueError) as error:  # no host's name
+            except http.client.HTTPException:  # whose text would be what was read
+                why = "what answers there does not speak HTTP"
+            except (OSError, ValueError) as error:  # no host's name
                 why = str(error) or type(error).__name__
             else:
                 if status in _TAKEN and "added" in answer:  # or else it is somebody else

@@ -191,6 +191,7 @@ class Supervisor:
     def _on_report(self, life: int, process: WorkerProcess, report: Mapping[str, Any]) -> None:
         match report["event"]:
             case "loaded":
+                self._team.has_loaded(life, stop_within=report["stop_within"])
                 self._announcer.introduce(
                     report["service"], report["namespace"], report["control_http"]
                 )
@@ -206,7 +207,6 @@ class Supervisor:
                     life,
                     self._clock.now(),
                     instance=report["id"],
-                    stop_within=report["stop_within"],
                     has_free_port=report["has_free_port"],
                 )
                 self._carry_out(actions)

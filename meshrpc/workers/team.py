@@ -121,12 +121,16 @@ class Team:
         self._lost(self._lives.pop(key), f"could not be started: {error}", now)
         return self._settled(now)
 
+    def has_loaded(self, key: int, *, stop_within: float) -> None:
+        """The worker has its service, and says how long that takes to stop, from here on."""
+        self._lives[key].stop_within = stop_within
+
     def has_become_ready(
-        self, key: int, now: float, *, instance: str, stop_within: float, has_free_port: bool
+        self, key: int, now: float, *, instance: str, has_free_port: bool
     ) -> list[Action]:
         """The worker serves."""
         life = self._lives[key]
-        life.instance, life.stop_within = instance, stop_within
+        life.instance = instance
         life.has_free_port = has_free_port
         life.heard_at = now
         if life.stage is not Stage.STARTING or life.is_dropped:

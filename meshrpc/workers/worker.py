@@ -3,9 +3,9 @@
 `python -m meshrpc.workers.worker`, started by `process.py` and by nobody else. What it has to say
 goes up the reports pipe as lines of JSON:
 
-* `loaded` once it has the service: its name and namespace, where control takes events, and the
-  port to share with the other workers, for which it then waits;
-* `ready` once it serves: the instance it is, and the seconds it needs at most to stop;
+* `loaded` once it has the service: its name and namespace, the seconds it needs at most to stop,
+  where control takes events, and the port to share with the other workers, for which it then waits;
+* `ready` once it serves: the instance it is, and whether it can be replaced before it leaves;
 * `load` once a second from its event loop, which is its sign of life;
 * `failed` if it cannot serve, with the reason.
 """

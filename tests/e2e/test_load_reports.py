@@ -39,7 +39,7 @@ IN_TURN = load_document(
     """
 ).canonical
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.alone]
 
 
 class Answers:

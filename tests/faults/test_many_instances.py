@@ -10,7 +10,7 @@ from tests.faults import scenarios
 from tests.faults.account import attempts_a_call, back_after, is_back
 from tests.faults.methods import GET, PUT
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.alone]
 
 OUT_WITHIN = 3.0
 BACK_WITHIN = 5.0
@@ -23,6 +23,7 @@ ONE_AT_A_TIME = """
     balancer: round_robin
 """
 BREAKER = """
+    concurrency: off
     circuit_breaker: {max_requests: 30}
     throttle: {max_rejected: 0%}
 """

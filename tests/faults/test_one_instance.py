@@ -27,7 +27,7 @@ ONE_AT_A_TIME = """
     balancer: round_robin
 """
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.alone]
 
 OUT_WITHIN = 3.0
 SLACK = 0.05

@@ -20,7 +20,7 @@ from meshrpc.registry.registry import LEASE
 from tests.faults.lives import WITNESSES, Town, listed, recovered, until
 from tests.faults.methods import GET
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.alone]
 
 SHORT_LEASE = 3.0
 """Seconds: a fifth of the usual, and renewed five times as often."""

@@ -15,7 +15,7 @@ from tests.faults.load import STOOD_STILL
 from tests.faults.methods import GET
 from tests.faults.registries import CALLERS, GATES, SERVICES
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.alone]
 
 log = logging.getLogger(__name__)
 

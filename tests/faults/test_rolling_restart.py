@@ -8,7 +8,7 @@ from tests.faults.books import mistakes
 from tests.faults.customers import ENDLESS, MIXED
 from tests.faults.teams import Shop
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.alone]
 
 ROUNDS = 5
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.name

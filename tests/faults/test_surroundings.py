@@ -9,7 +9,7 @@ import pytest
 from tests.faults import scenarios
 from tests.faults.wall_clock import WallClock
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.alone]
 
 DAY = 24 * 3600
 

@@ -11,7 +11,7 @@ from tests.faults.customers import REPEATABLE
 from tests.faults.lives import until
 from tests.faults.teams import Shop
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.alone]
 
 SLOW = {"put": 30.0, "slow": 5.0}
 GRACE = 30.0
@@ -32,12 +32,14 @@ async def rolling(shop, team):
 async def test_a_team_that_is_stopped_while_it_rolls_ends_and_costs_no_call(shop):
     """Its old workers drain, its new ones are ended, whatever they are at; others serve."""
     await shop.ready()
+    stays = shop.teams["slow"]
     async with crowd.shopping(shop, rates=SLOW, takes=(0.5, 1.0)) as account:
         others = shop.processes().keys()
         team = shop.open("slow")
         await team.ready()
         await rolling(shop, team)
         assert await team.stop() == 0
+        shop.teams["slow"] = stays
         assert shop.processes().keys() == others
     assert account.failed() == []
     assert {each.kind for each in account.ended} == set(SLOW)

@@ -16,7 +16,7 @@ from tests.faults.lives import until
 from tests.faults.slow_service import BLOCK
 from tests.faults.teams import Shop
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.alone]
 
 SERVICES = ("order", "payment")
 REPEATS = 3

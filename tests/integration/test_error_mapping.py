@@ -39,6 +39,13 @@ class OverdueToo(Unpaid):
     """A kind of it."""
 
 
+class Speechless(Unpaid):
+    """One whose text cannot be had."""
+
+    def __str__(self) -> str:
+        raise ValueError("secret")
+
+
 def no_such_order() -> meshrpc.RpcError:
     return meshrpc.RpcError(
         NOT_FOUND, "no such order: ünö", details=[REASON], metadata=[("order", "o1")]
@@ -194,6 +201,35 @@ async def test_any_text_keeps_its_details_readable(hasty_clock, text: str):
     assert error.code() is NOT_FOUND
 
 
+@pytest.mark.parametrize("text", ["x" * 20_000, "\u20ac" * 2_000], ids=["ascii", "percent-encoded"])
+@pytest.mark.parametrize("over", [True, False], ids=["mesh", "grpcio"])
+async def test_a_text_that_no_caller_would_take_is_cut(hasty_clock, text: str, over: bool):
+    """The exception of a validator may have a long one: the status arrives all the same."""
+
+    async def verbose(_request: Any, _context: Any) -> Any:
+        raise Unpaid(text)
+
+    handler = grpc.unary_unary_rpc_method_handler(verbose)
+    async with serving(handler, hasty_clock, {Unpaid: INVALID}, over=over) as call:
+        error = await failure_of(call(wait_for_ready=True))
+    assert error.code() is INVALID
+    assert error.details().endswith("...")
+    assert text.startswith(error.details()[:-3])
+
+
+async def test_details_beside_a_long_text_are_left_out(hasty_clock):
+    """Either would fit alone: the text, which is in both, counts twice."""
+
+    async def verbose(_request: Any, _context: Any) -> Any:
+        raise meshrpc.RpcError(NOT_FOUND, "x" * 4000, details=[REASON])
+
+    handler = grpc.unary_unary_rpc_method_handler(verbose)
+    async with serving(handler, hasty_clock, over=False) as call:
+        error = await failure_of(call(wait_for_ready=True))
+    assert (error.code(), len(error.details())) == (NOT_FOUND, 4000)
+    assert DETAILS not in dict(error.trailing_metadata())
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -257,6 +293,7 @@ async def test_mapped_exceptions_are_the_answer(
         LookupError("above KeyError"),
         ExceptionGroup("", [ValueError("1"), ValueError("2")]),
         NotImplementedError("secret"),
+        Speechless(),
     ],
     ids=repr,
 )

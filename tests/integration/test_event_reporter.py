@@ -181,6 +181,29 @@ async def test_whoever_else_answers_there_has_taken_nothing(answer):
             assert other.events
 
 
+async def test_what_is_no_http_server_is_told_as_such(caplog):
+    """Such as control's gRPC port: what it sent first is nothing for a log."""
+    caplog.set_level("INFO", "meshrpc.workers")
+    asked: asyncio.Queue[None] = asyncio.Queue()
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.put_nowait(None)
+        writer.write(b"\0\0\x18\x04\0\n")
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as other:
+        port = other.sockets[0].getsockname()[1]
+        async with reporting(f"http://127.0.0.1:{port}") as reporter:
+            reporter.report(event(1))
+            async with asyncio.timeout(10):
+                await asked.get()
+                await asked.get()  # again: by now the first time has been told
+    assert "what answers there does not speak HTTP" in caplog.text
+
+
 async def test_the_next_control_service_is_asked_in_turn():
     """With the first one away the second gets the events, and goes on getting them."""
     async with taker() as away, taker() as control:

@@ -252,7 +252,10 @@ async def test_an_answer_of_another_program_is_a_clear_error(control, session):
     """What answers there is not control, or one from before there were events."""
     result = await command("--control-http", control.address)
     assert result.exit_code == 1
-    assert result.output.startswith(f"error: cannot ask http://{control.address} for events: ")
+    assert result.output.startswith(
+        f"error: cannot ask http://{control.address} for events: "
+        "what answers there does not speak HTTP"
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Self
 
+import aiohttp
 import grpc
 import grpc.aio
 import pytest
@@ -86,10 +87,15 @@ class Shop:
         await self.service.__aexit__(None, None, None)
 
     @property
-    def share(self) -> float:
-        """What it may use, as a fraction of the limit."""
+    def billionths(self) -> int:
+        """What it may use of the limit."""
         claims = {claim.key: claim for claim in self.service._limits.claims()}
-        return claims[EVERY_KEY].share / WHOLE if claims else 0.0
+        return claims[EVERY_KEY].share if claims else 0
+
+    @property
+    def share(self) -> float:
+        """The same as a fraction."""
+        return self.billionths / WHOLE
 
     async def flood(self) -> None:
         """Call without a pause, until cancelled."""
@@ -121,7 +127,7 @@ async def test_shares_follow_demand_and_outlive_control():
         shops = [await stack.enter_async_context(Shop(control.address)) for _ in range(3)]
 
         def is_bounded() -> None:
-            assert sum(shop.share for shop in shops) <= 1.0
+            assert sum(shop.billionths for shop in shops) <= WHOLE
 
         await client.apply_policies([LIMIT])
         # Until all have been heard of, each may have its first share on top.
@@ -279,16 +285,18 @@ class Obedient(Process):
         self.shares = {EVERY_KEY: FIRST}
         self.wants: dict[bytes, float] = {}
         self.number = 0
+        self.saying = asyncio.Lock()  # a stream takes one write at a time
         self.task = asyncio.create_task(self._follow())
 
     async def say(self) -> None:
-        keys = {EVERY_KEY: 0.0, **dict.fromkeys(self.shares, 0.0), **self.wants}
-        general = self.shares[EVERY_KEY]
-        claims = [
-            (key, wanted, self.shares.get(key, general), key in self.shares)
-            for key, wanted in keys.items()
-        ]
-        await self.claim(self.number, *claims)
+        async with self.saying:
+            keys = {EVERY_KEY: 0.0, **dict.fromkeys(self.shares, 0.0), **self.wants}
+            general = self.shares[EVERY_KEY]
+            claims = [
+                (key, wanted, self.shares.get(key, general), key in self.shares)
+                for key, wanted in keys.items()
+            ]
+            await self.claim(self.number, *claims)
 
     async def _follow(self) -> None:
         await self.hello()
@@ -328,3 +336,47 @@ async def test_a_process_without_such_limits_hears_nothing_of_shares(channel):
     assert push.nonce
     assert not push.HasField("quota")
     process.call.cancel()
+
+
+async def test_an_impossible_grant_ends_the_stream_with_a_reason(channel):
+    """Control would otherwise fail at the next one, whose number no message can hold."""
+    process = Process(channel)
+    await process.hello()
+    await process.claim(2**64 - 1, (EVERY_KEY, 1.0, FIRST, False))
+    async with asyncio.timeout(PATIENCE):
+        assert await process.call.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_people_see_who_holds_what():
+    """Over HTTP, of one service in one namespace, also what counts for a process that has gone."""
+    async with (
+        old_control() as control,
+        grpc.aio.insecure_channel(control.address) as channel,
+        aiohttp.ClientSession(f"http://{control.http_address}") as session,
+    ):
+
+        async def get(query: str):
+            async with session.get(f"/api/v1/limits{query}") as response:
+                return response.status, await response.json()
+
+        process = Process(channel)
+        await process.hello()
+        await process.claim(0, (EVERY_KEY, 2.5, FIRST, False), (b"=order\0a", 1.5, FIRST, False))
+        await process.grant()
+        status, rows = await get("?service=shop")
+        assert status == 200
+        assert [(row["limit"], row["key"], row["instance"]) for row in rows] == [
+            ("all", "*", "shop-1"),
+            ("all", "order a", "shop-1"),
+        ]
+        assert [row["demand"] for row in rows] == [2.5, 1.5]
+        assert [row["away"] for row in rows] == [False, False]
+        assert rows[0]["share"] == 0.1
+        assert 0.99 < rows[1]["share"] <= 1.0
+        assert await get("?service=shop&namespace=test") == (200, [])
+        assert await get("?service=other") == (200, [])
+        assert await get("") == (400, {"error": "service=NAME: of which service?"})
+        process.call.cancel()
+        async with asyncio.timeout(PATIENCE):
+            while not (await get("?service=shop"))[1][0]["away"]:
+                pass

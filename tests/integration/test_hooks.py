@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -220,6 +221,29 @@ async def test_hooks_are_registered_before_the_service_is_entered(hasty_clock):
         with pytest.raises(RuntimeError, match="registered before"):
             service.on_startup(hook)
     assert service.shutdown_within == hooks.SHUTDOWN_WITHIN + hooks.LAST_MOMENT
+
+
+async def test_a_hook_that_ends_by_what_is_no_exception_fails_as_any_other(hasty_clock, caplog):
+    """What it awaits is cancelled, or it calls sys.exit: a StartupError; the next ones still run."""
+
+    async def is_cancelled() -> None:
+        awaited = asyncio.get_running_loop().create_future()
+        awaited.cancel()
+        await awaited
+
+    async def exits() -> None:
+        sys.exit(3)
+
+    for hook, said in ((is_cancelled, "was cancelled"), (exits, "raised SystemExit")):
+        service, log = service_of(hasty_clock), []
+        service.on_startup(hook)
+        service.on_shutdown(lambda log=log: log.append("shut down"))
+        service.on_shutdown(hook)
+        async with asyncio.timeout(SOON):
+            with pytest.raises(StartupError, match=said):
+                await service.__aenter__()
+        assert log == ["shut down"]
+    assert caplog.text.count("shutdown hook") == 2
 
 
 async def test_a_plain_hook_that_raises_what_no_future_carries_is_told(hasty_clock):

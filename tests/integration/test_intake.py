@@ -7,7 +7,9 @@ import warnings
 import grpc
 import grpc.aio
 import pytest
+from grpc._cython import cygrpc
 
+from meshrpc.server import intake as intake_module
 from meshrpc.server.intake import BEHIND, LEAST, MOST, Intake, create_server
 from meshrpc.server.options import SERVER_OPTIONS
 
@@ -60,9 +62,11 @@ async def test_who_falls_behind_has_room_for_fewer_and_lets_the_oldest_go():
 
 async def test_who_has_caught_up_has_room_for_more_again():
     """For all there ever was, within thirty times of having nothing to do."""
-    intake = filled(0)
+    intake = filled(LEAST + 1)
     while intake.bound > LEAST:
         intake.fall_behind()
+    for _ in range(LEAST):
+        intake.next()
     for _ in range(30):
         intake.next()
         intake.add(0)
@@ -172,3 +176,70 @@ def test_a_loop_may_end_with_a_server_that_nobody_stopped():
         warnings.simplefilter("error")
         asyncio.run(run())
         gc.collect()
+
+
+class Sealed:
+    """A server of grpcio's that has the methods, and takes no subclass."""
+
+    async def _request_call(self):
+        raise AssertionError
+
+    _start_shutting_down = _request_call
+
+    def __init_subclass__(cls):
+        raise TypeError("no subclasses")
+
+
+class Renamed(cygrpc.AioServer):
+    """One that asks itself by another name."""
+
+    _request_call = None
+
+
+class Unlike:
+    """One that is no class of grpcio's."""
+
+
+@pytest.mark.parametrize("found", [Sealed, Renamed, Unlike, None])
+async def test_a_grpcio_that_takes_calls_in_some_other_way_does_so(monkeypatch, caplog, found):
+    """The server answers all the same, and says once what is missing."""
+    true = cygrpc.AioServer
+    made = []
+
+    def server(**arguments):
+        made.append(arguments)
+        monkeypatch.setattr(cygrpc, "AioServer", true)
+        return real(**arguments)
+
+    real = intake_module.grpc_server.server
+    monkeypatch.setattr(intake_module.grpc_server, "server", server)
+    if found is None:
+        monkeypatch.delattr(cygrpc, "AioServer")
+        monkeypatch.setattr(cygrpc, "AioServer", None, raising=False)
+    else:
+        monkeypatch.setattr(cygrpc, "AioServer", found)
+    async with Served() as served:
+        assert await served.say(b"hello", timeout=10) == b"hello"
+    assert len(made) == 1
+    assert len(served.intake) == 0
+    assert [each.message for each in caplog.records if "ways of its own" in each.message]
+
+
+async def test_what_waits_for_long_is_dropped_and_what_has_just_come_is_not():
+    """Down to half, when the oldest is past the time in which somebody should have looked."""
+    clock = ManualClock()
+    intake = filled(40, clock=clock)
+    intake.drop_late()
+    assert (intake.bound, len(intake)) == (MOST, 40)
+    clock.time = BEHIND + 0.01
+    intake.drop_late()
+    assert intake.bound == 40
+    intake.drop_late()
+    assert (len(intake), intake.dropped) == (20, 20)
+
+
+async def test_few_are_no_reason_to_have_fewer_wait():
+    """Else a moment without time would cost the room for a burst."""
+    intake = filled(LEAST)
+    intake.fall_behind()
+    assert intake.bound == MOST

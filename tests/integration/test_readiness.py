@@ -176,6 +176,29 @@ async def test_a_check_that_raises_or_hangs_says_no(caplog):
         await eventually(mesh, was_asked_again)
 
 
+async def test_a_check_whose_own_work_is_cancelled_says_no_and_is_asked_again():
+    """What it awaited was cancelled by somebody: that ends neither the asking nor the service."""
+    async with LocalMesh() as mesh:
+        service, times = service_of("payment"), []
+
+        @service.ready_when
+        async def asks_a_task() -> bool:
+            times.append(1)
+            if len(times) == 2:
+                awaited = asyncio.get_running_loop().create_future()
+                awaited.cancel()
+                await awaited
+            return True
+
+        instance = await mesh.serve(service)
+        for health in (Health.NOT_SERVING, Health.SERVING):
+
+            async def is_so(health: Health = health) -> bool:
+                return instance.record.health is health
+
+            await eventually(mesh, is_so)
+
+
 async def test_a_service_starts_when_those_it_requires_can_be_called():
     """Until then it does not listen, nor register; its startup hooks come after that."""
     async with LocalMesh() as mesh:
@@ -227,6 +250,13 @@ async def test_a_signal_ends_the_wait_for_others(hasty_clock):
     async with asyncio.timeout(SOON):
         with pytest.raises(Exception, match="order was told to stop"):
             await entering
+
+
+@pytest.mark.parametrize("grace", [-1, "30", None, float("nan"), float("inf")])
+def test_a_grace_that_is_no_time_is_refused(grace: Any):
+    """Where the service is made, and not when it leaves."""
+    with pytest.raises(meshrpc.SettingsError, match="grace="):
+        service_of("order", grace=grace)
 
 
 def test_requirements_that_mean_nothing_are_refused():

@@ -1,5 +1,6 @@
 """Which waiting call is next, and which has waited for too long."""
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -7,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from meshrpc.limits.admission_queue import (
     BURST,
     HANDLERS_AHEAD,
+    MOST_LEFT,
     WAIT_AT_LEAST,
     WAIT_AT_MOST,
     AdmissionQueue,
@@ -17,8 +19,9 @@ from meshrpc.wire import Criticality
 CRITICAL, DEFAULT, SHEDDABLE = Criticality.CRITICAL, Criticality.DEFAULT, Criticality.SHEDDABLE
 
 
-def put(queue, caller="a", criticality=DEFAULT, now=0.0, item=None):
-    waiting = Waiting(item, caller, criticality, now)
+def put(queue, caller="a", criticality=DEFAULT, now=0.0, item=None, *, time=0.0):
+    """Let a call wait that has so much time; without any it has no patience."""
+    waiting = Waiting(item, caller, criticality, now, None if time is None else now + time)
     return waiting, queue.add(waiting, now)
 
 
@@ -45,15 +48,56 @@ def test_callers_take_turns_within_a_class():
     assert taken(queue) == ["a1", "b1", "c1", "a2", "c2", "a3", "a4"]
 
 
-def test_a_caller_who_comes_back_goes_to_the_end():
-    """Nobody gains a turn by having an empty line now and then."""
+def test_a_caller_who_comes_back_goes_behind_those_who_were_served_less():
+    """Nobody gains a turn by having an empty line now and then, nor loses one."""
     queue = AdmissionQueue()
     put(queue, "a", item="a1")
     put(queue, "b", item="b1")
     assert queue.take().item == "a1"
     put(queue, "a", item="a2")
     put(queue, "c", item="c1")
-    assert taken(queue) == ["b1", "a2", "c1"]
+    assert taken(queue) == ["b1", "c1", "a2"]
+
+
+def test_who_has_asked_for_less_than_others_is_served_first_ten_times():
+    """A burst of somebody modest does not wait for each of its turns; more than that does."""
+    queue = AdmissionQueue()
+    for _ in range(40):
+        put(queue, "greedy")
+        queue.take()
+    for number in range(15):
+        put(queue, "greedy", item=f"g{number}")
+    for number in range(12):
+        put(queue, "modest", item=f"m{number}")
+    order = taken(queue)
+    assert order[:10] == [f"m{number}" for number in range(10)]
+    assert order.index("g0") < order.index("m11")
+
+
+def test_callers_keep_what_others_ask_for_more_of():
+    """Whose calls are late is shed for it where nobody has more, and nobody modest, some rounds."""
+    queue = AdmissionQueue()
+    queue.note_handler_time(0.02)
+    for number in range(20):
+        put(queue, "greedy", item=f"g{number}", now=0.0)
+    modest = [put(queue, "modest", now=0.0)[0] for _ in range(2)]
+    late = queue.take_late(0.25)
+    assert [each.caller for each in late] == ["greedy"] * len(late)
+    assert len(late) >= 10
+    assert all(each.is_waiting for each in modest)
+    assert set(modest) <= set(queue.take_late(0.5))
+
+
+def test_the_callers_remembered_are_bounded():
+    """Names are the callers' own word: as many and as long as they like."""
+    queue = AdmissionQueue()
+    for number in range(MOST_LEFT + 50):
+        put(queue, f"caller {number}")
+        put(queue, "x" * 1_000 + str(number))
+        taken(queue)
+    left = queue._classes[DEFAULT]._left
+    assert len(left) == MOST_LEFT
+    assert all(len(name) < 100 for name in left)
 
 
 def test_a_burst_may_wait_longer_than_an_overload():
@@ -216,3 +260,15 @@ def same_line(one, other):
 
 Queue.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
 test_queue_machine = Queue.TestCase
+
+
+@pytest.mark.parametrize(("time", "patience"), [(2.0, 0.2), (5.0, 0.5), (20.0, 1.0), (None, 1.0)])
+def test_a_call_with_time_to_spare_may_wait_for_a_tenth_of_it(time, patience):
+    """Up to a second, whatever holds for others in an overload; who has no deadline has all the time."""
+    queue = AdmissionQueue()
+    queue.note_handler_time(0.001)
+    for number in range(20):
+        put(queue, item=number, time=time)
+    assert queue.is_overloaded(0.15)
+    assert queue.take_late(patience) == []
+    assert len(queue.take_late(patience + 0.001)) == 20

@@ -100,6 +100,21 @@ def test_a_process_that_comes_back_in_time_goes_on_where_it_was():
     assert (row.share, row.is_away) == (pytest.approx(1.0, rel=0.01), False)
 
 
+def test_what_was_lost_with_a_stream_is_given_again():
+    """Although the process says the same as before: it never heard of the grant."""
+    quota = recovered()
+    one = Process(quota, "a")
+    one.say(100.0)
+    quota.grants(100.0)
+    ((_, lost),) = quota.grants(100.0 + GATHER)
+    quota.leave(one.stream)
+    one.stream = Stream()
+    one.say(101.0)
+    ((stream, grant),) = quota.grants(101.0)
+    assert stream is one.stream
+    assert grant.shares == lost.shares
+
+
 def test_a_stream_on_which_nothing_is_said_is_ended():
     """What it was sent it might take at any time: its process is to connect anew and say what it has."""
     quota = recovered()

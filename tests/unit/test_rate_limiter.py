@@ -237,6 +237,20 @@ def test_a_limit_over_the_fleet_counts_by_its_share():
     assert admitted(limiter, 10.0, 90) == 25
 
 
+@pytest.mark.parametrize("spec", [FLEET, replace(FLEET, key=("caller",))])
+def test_a_share_that_grows_where_nobody_has_called_brings_no_burst(spec):
+    """Another process may just have used up the burst that went with it. It fills at the rate."""
+    limiter = RateLimiter((spec,))
+    limiter.take_shares((Share("a", EVERY_KEY, WHOLE // 50),), 0.0)
+    limiter.take_shares((Share("a", EVERY_KEY, WHOLE),), 100.0)
+    limiter.configure((replace(spec, mode=LimitMode.SHADOW),), 100.0)
+    limiter.configure((spec,), 100.0)
+    assert admitted(limiter, 100.0, 90) == 1
+    limiter.take_shares((Share("a", b"=another", WHOLE),), 100.1)
+    assert admitted(limiter, 100.1, 90, caller="another") in (10, 11)
+    assert admitted(limiter, 110.0, 90, caller="a third") == 50
+
+
 def test_nobody_waits_long_for_a_share_that_may_grow():
     """With next to nothing, one is to come back in a second: by then there may be more."""
     limiter = RateLimiter((FLEET,))

@@ -39,7 +39,10 @@ def test_workers_are_a_number_or_a_range(supervised, given, count, most):
     assert (told["count"], told["most"]) == (count, most)
 
 
-@pytest.mark.parametrize("given", ["0", "0..4", "5..2", "two", "2..", "..2", "2...4", "-1", "²"])
+@pytest.mark.parametrize(
+    "given",
+    ["0", "0..4", "5..2", "two", "2..", "..2", "2...4", "-1", "²", "1001", "2..99999999999"],
+)
 def test_a_wrong_number_of_workers_is_wrong_usage(supervised, given):
     """Told by the command line itself, with its exit code 2."""
     code, said = supervised(f"--workers={given}")

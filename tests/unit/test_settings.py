@@ -53,6 +53,7 @@ def test_none_means_no_control_service():
         ({"MESHRPC_LISTEN": "5001"}, "MESHRPC_LISTEN='5001': an address is host:port"),
         ({"MESHRPC_LISTEN": "127.0.0.1:70000"}, "an address is host:port"),
         ({"MESHRPC_LISTEN": "::1:5001"}, "an IPv6 host stands in brackets"),
+        ({"MESHRPC_CONTROL_HTTP": "http://127.0.0.1:7780"}, "an address is host:port"),
         ({"MESHRPC_CONTROL": "here,there"}, "MESHRPC_CONTROL='here,there'"),
         ({"MESHRPC_NAMESPACE": "a b"}, "a name has letters, digits"),
         ({"MESHRPC_WEIGHT": "0"}, "a weight is 1 to 10000"),

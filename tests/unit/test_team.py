@@ -46,15 +46,16 @@ class Rig:
     def events(self):
         return [told.kind for told in self.of(Tell) if told.kind is not None]
 
+    def load(self, *lives):
+        for life in lives:
+            self.team.has_loaded(life, stop_within=GRACE)
+
     def ready(self, *lives):
         for life in lives:
+            self.load(life)
             self._take(
                 self.team.has_become_ready(
-                    life,
-                    self.now,
-                    instance=f"echo-{life}",
-                    stop_within=GRACE,
-                    has_free_port=self.free_ports,
+                    life, self.now, instance=f"echo-{life}", has_free_port=self.free_ports
                 )
             )
 
@@ -361,6 +362,18 @@ def test_stopping_lets_all_drain_and_then_kills_what_is_left():
     rig.end(two)
     assert rig.team.is_over
     assert rig.team.was_cut_short
+
+
+def test_a_worker_that_is_stopped_before_it_is_ready_has_as_long_as_any():
+    """Its hooks may be at work, and calls too while it waits to be ready: from loading on it counts."""
+    rig = Rig(1)
+    (life,) = rig.begun()
+    rig.load(life)
+    rig.stop()
+    rig.wait(GRACE)
+    assert rig.of(Kill) == []
+    rig.wait(KILL_AFTER)
+    assert rig.of(Kill) == [Kill(life)]
 
 
 def test_a_second_stop_kills_all():

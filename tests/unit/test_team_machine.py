@@ -74,13 +74,10 @@ class Machine(RuleBasedStateMachine):
         life = self.pick(data, self.starting())
         before = {x.key for x in self.team.ready}
         self.heard[life] = self.now
+        self.team.has_loaded(life, stop_within=45.0)
         self.carry_out(
             self.team.has_become_ready(
-                life,
-                self.now,
-                instance=f"i-{life}",
-                stop_within=45.0,
-                has_free_port=self.free_ports,
+                life, self.now, instance=f"i-{life}", has_free_port=self.free_ports
             )
         )
         if self.free_ports:
