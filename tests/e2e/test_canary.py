@@ -21,7 +21,7 @@ RATE = 150
 """Calls per second."""
 INJECTED = "aborted by the fault of route 'everybody'"
 
-pytestmark = [pytest.mark.process, pytest.mark.alone]
+pytestmark = pytest.mark.process
 
 
 def document(v2, **more):
