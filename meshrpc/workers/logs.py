@@ -18,7 +18,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry import trace
 
@@ -57,6 +57,9 @@ class Who:
         return self.service if self.worker is None else f"{self.service}[{self.worker}]"
 
 
+_LOOP_IS_CLOSED: Final = "Event loop is closed"
+
+
 def log_to_stderr(
     level: int,
     *,
@@ -74,6 +77,7 @@ def log_to_stderr(
         if root.handlers:
             return
         own = _ToStderr(sys.stderr)
+        own.addFilter(_is_news)
         root.addHandler(own)
     who = who or Who()
     if format is LogFormat.JSON:
@@ -81,6 +85,18 @@ def log_to_stderr(
     else:
         own.setFormatter(_Text(who, is_coloured=own.is_terminal and not os.environ.get("NO_COLOR")))
     root.setLevel(level)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether this is more than grpcio's farewell to an event loop.
+
+    Its poller may have something yet for the loop that a command had before its present one. That
+    loop is closed, nobody waits for it, and asyncio would log a traceback.
+    """
+    if record.name != "asyncio" or record.exc_info is None:
+        return True
+    message = _message(record)
+    return "PollerCompletionQueue" not in message or str(record.exc_info[1]) != _LOOP_IS_CLOSED
 
 
 class _ToStderr(logging.StreamHandler[Any]):

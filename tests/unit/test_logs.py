@@ -205,3 +205,22 @@ def test_a_record_that_is_taken_in_pieces_is_written_to_its_end(root, monkeypatc
             log_to_stderr(logging.INFO)
             root.info("x" * 100)
         assert reader.read().endswith(f"{'x' * 100}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "is_told"),
+    [
+        ("PollerCompletionQueue._handle_events()", "Event loop is closed", False),
+        ("PollerCompletionQueue._handle_events()", "something else", True),
+        ("another callback", "Event loop is closed", True),
+    ],
+)
+def test_grpcios_farewell_to_a_loop_that_is_closed_is_no_news(root, stderr, text, error, is_told):
+    """A command that has one loop after another would show its traceback now and then."""
+    log_to_stderr(logging.WARNING)
+    record = logging.LogRecord(
+        *("asyncio", logging.ERROR, __file__, 1, "Exception in callback %s", (text,)),
+        (RuntimeError, RuntimeError(error), None),
+    )
+    root.handle(record)
+    assert bool(stderr.getvalue()) is is_told
