@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import grpc
@@ -154,6 +155,9 @@ async def test_a_process_whose_server_broke_does_not_live_on(hasty_clock, monkey
         running = asyncio.create_task(service._run(instances.put_nowait))
         instance = await instances.get()
         monkeypatch.setattr(intake._Core, "_make_request_call_future", cannot_ask)
+        monkeypatch.setattr(
+            intake._Core, "_request_call", partial(cannot_ask, None, None)
+        )  # < 1.83
         channel = grpc.aio.insecure_channel(instance.address)
         with suppress(grpc.aio.AioRpcError):
             await channel.unary_unary("/t.T/it")(b"")
