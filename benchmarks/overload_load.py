@@ -25,7 +25,7 @@ import grpc
 import grpc.aio
 
 import meshrpc
-from benchmarks.spinning import REQUEST
+from benchmarks.overhead import REQUEST
 from services.payment.v1 import payment_pb2_grpc
 
 LATEST = 0.02

@@ -9,24 +9,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from services.payment.v1 import payment_pb2, payment_pb2_grpc
-
-REQUEST = payment_pb2.ChargeRequest(
-    idempotency_key="order-1a2b3c4d", order_id="order-1a2b3c4d", amount=1999, currency="EUR"
-)
+from benchmarks.overhead import Payments
+from services.payment.v1 import payment_pb2
 
 
-class Spinning(payment_pb2_grpc.PaymentServiceServicer):
+class Spinning(Payments):
     """Answers `Charge` after `cpu` seconds of work."""
-
-    _payment = payment_pb2.Payment(
-        id="payment-1a2b3c4d",
-        order_id=REQUEST.order_id,
-        amount=REQUEST.amount,
-        currency=REQUEST.currency,
-        status=payment_pb2.Payment.STATUS_CHARGED,
-        processed_by="v1",
-    )
 
     def __init__(self, cpu: float) -> None:
         self.cpu = cpu

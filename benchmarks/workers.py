@@ -30,8 +30,8 @@ import grpc
 import grpc.aio
 
 import meshrpc
-from benchmarks.overhead import control_service
-from benchmarks.spinning import REQUEST, Spinning
+from benchmarks.overhead import REQUEST, control_service
+from benchmarks.spinning import Spinning
 from benchmarks.stopwatch import machine
 from services.payment.v1 import payment_pb2_grpc
 
