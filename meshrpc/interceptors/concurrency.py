@@ -106,11 +106,8 @@ class ConcurrencyInterceptor(ServerInterceptor):
         deadline = call.deadline
         if deadline is not None and lane.times.is_too_late(now, call.method, deadline - now):
             self._refused["too_late"] += 1
-            raise Refused(
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                f"{max(0.0, deadline - now) * 1000:.0f} ms are left, and even quick calls take longer",
-                ((NOT_EXECUTED, "1"),),
-            )
+            left = max(0.0, deadline - now) * 1000
+            raise _too_late(f"{left:.0f} ms are left, and even quick calls take longer")
         call.lane = lane
         if lane.gate.enter(call, now):
             self._admitted += 1
@@ -138,12 +135,16 @@ class ConcurrencyInterceptor(ServerInterceptor):
     def _on_turn(
         self, lane: AdmissionLane, call: ServerCall, now: float, waited: float
     ) -> Refused | None:
-        deadline = call.deadline
-        if deadline is None or not lane.times.is_hopeless(call.method, deadline - now, waited):
-            self._admitted += 1
-            return None
-        self._refused["hopeless"] += 1
-        return self._overloaded(lane, "waited until too little time was left")
+        remaining = math.inf if call.deadline is None else call.deadline - now
+        if remaining <= 0:
+            # Its caller's own clock says the same at this moment: whoever is first, it is one status.
+            self._refused["hopeless"] += 1
+            return _too_late("deadline passed before its turn came")
+        if lane.times.is_hopeless(call.method, remaining, waited):
+            self._refused["hopeless"] += 1
+            return self._overloaded(lane, "waited until too little time was left")
+        self._admitted += 1
+        return None
 
     def _on_late(self, lane: AdmissionLane, waited: float | None) -> Refused:
         if waited is None:
@@ -159,3 +160,7 @@ class ConcurrencyInterceptor(ServerInterceptor):
             f"{OVERLOADED}: {why}",
             ((NOT_EXECUTED, "1"), (RETRY_PUSHBACK, str(math.ceil(wait * 1000)))),
         )
+
+
+def _too_late(why: str) -> Refused:
+    return Refused(grpc.StatusCode.DEADLINE_EXCEEDED, why, ((NOT_EXECUTED, "1"),))

@@ -20,6 +20,8 @@ LATELY: Final = 10.0
 """Seconds; what is known of the quickest goes back once to twice as far."""
 MOST_REFUSED: Final = 0.2
 """Of the calls with a deadline, the part that may be refused for it on arrival."""
+MOMENT: Final = 0.005
+"""Seconds: a wait that is shorter is nobody's overload, and no reason to refuse."""
 HALFWAY: Final = 0.1
 """Seconds for which a call may have waited in any case, if there is enough time left."""
 MOST_METHODS: Final = 4_096
@@ -160,8 +162,11 @@ class HandlerTimes:
         """Whether a call that has waited would hardly be answered in time any more.
 
         It has less time left than is usual, or has waited for more than half of it: who serves
-        those that only just make it is served by none in time when it goes a little slower.
+        those that only just make it is served by none in time when it goes a little slower. What
+        came with less, and did not have to wait, is begun: it may be quicker than usual.
         """
+        if waited < MOMENT:
+            return False
         times = self.methods.get(method)
         usual = 0.0 if times is None else times.usual
-        return remaining <= 0 or remaining < max(usual, min(waited, HALFWAY))
+        return remaining < max(usual, min(waited, HALFWAY))

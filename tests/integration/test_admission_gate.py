@@ -286,7 +286,7 @@ async def test_a_call_whose_time_runs_out_while_it_waits_is_refused_for_the_over
     held = [call_of(clock) for _ in range(2)]
     for call in held:
         await begin(fixed, call)
-    waiting = begin(fixed, call_of(clock, timeout=0.05))
+    waiting = begin(fixed, call_of(clock, timeout=0.1))
     await turns()
     clock.time += 0.06
     fixed.end(held[0], OK)
@@ -294,6 +294,33 @@ async def test_a_call_whose_time_runs_out_while_it_waits_is_refused_for_the_over
         await waiting
     assert why.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert fixed.counts.running == 1
+
+
+async def test_a_call_whose_turn_comes_after_its_deadline_is_told_that(clock, fixed):
+    """By the status that its caller's own clock gives at that moment, whichever is first."""
+    held = [call_of(clock) for _ in range(2)]
+    for call in held:
+        await begin(fixed, call)
+    waiting = begin(fixed, call_of(clock, timeout=0.05))
+    await turns()
+    clock.time += 0.06
+    fixed.end(held[0], OK)
+    with pytest.raises(Refused, match="deadline passed before its turn came") as why:
+        await waiting
+    assert why.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert dict(why.value.trailers) == {NOT_EXECUTED: "1"}
+    assert fixed.counts.refused["hopeless"] == 1
+    assert fixed.counts.running == 1
+
+
+async def test_a_call_of_little_time_that_need_not_wait_is_begun(clock):
+    """Even where more is usual: nobody is overloaded, and it may be quick enough."""
+    concern = ConcurrencyInterceptor(clock=clock)
+    concern._loop.gate._costs["/a/A"] = 0.002  # it computes, so that each call has to wait its turn
+    await learned(concern, clock, 0.05)
+    call = call_of(clock, timeout=0.02)
+    await begin(concern, call)
+    assert sum(concern.counts.refused.values()) == 0
 
 
 async def test_a_stream_holds_a_place_in_a_fixed_limit_only(clock, fixed):

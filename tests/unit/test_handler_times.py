@@ -2,7 +2,13 @@
 
 import pytest
 
-from meshrpc.limits.handler_times import LATELY, LONGEST_NAME, MOST_METHODS, HandlerTimes
+from meshrpc.limits.handler_times import (
+    LATELY,
+    LONGEST_NAME,
+    MOMENT,
+    MOST_METHODS,
+    HandlerTimes,
+)
 
 
 def note(times, now=0.0, method="/a/A", seconds=0.01, *, count=10, answered=True):
@@ -100,9 +106,12 @@ def test_few_calls_and_failed_ones_do_not_say_what_is_quick():
     assert times.methods["/a/A"].quickest(1.0) == 0.05
 
 
-def test_a_call_whose_time_is_up_is_hopeless_whatever_is_known():
-    """Nobody waits for it."""
-    assert HandlerTimes().is_hopeless("/a/A", 0.0, 0.0)
+def test_a_call_that_did_not_have_to_wait_is_never_hopeless():
+    """Else a method that was slow once would refuse for ever all that have less time than it took."""
+    times = HandlerTimes()
+    note(times, seconds=0.05)
+    assert not times.is_hopeless("/a/A", 0.001, MOMENT - 0.001)
+    assert times.is_hopeless("/a/A", 0.001, MOMENT)
 
 
 def test_a_call_that_has_waited_is_begun_only_with_enough_time_left():
