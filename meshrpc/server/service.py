@@ -29,7 +29,7 @@ from meshrpc.interceptors.sync_handler import SyncHandlers
 from meshrpc.interceptors.tracing import TracingInterceptor
 from meshrpc.mesh import Mesh
 from meshrpc.registry.instance import Instance
-from meshrpc.server import drain, requirements
+from meshrpc.server import drain
 from meshrpc.server.connection_age import MAX_CONNECTION_AGE, age_options
 from meshrpc.server.error_mapping import ErrorMapping
 from meshrpc.server.handler import HandlerTable
@@ -259,7 +259,8 @@ class Service:
     def run(self, *, on_ready: Callable[[Instance], None] | None = None) -> None:
         """Serve until SIGTERM or SIGINT, then drain and return; a second signal cuts that short.
 
-        `on_ready` is called with this process's instance once it serves and has registered.
+        `on_ready` is called with this process's instance once it serves, has registered, and is
+        ready for the first time: whoever replaces processes one after the other may go on then.
 
         Raises:
             SettingsError: the service cannot start as it is configured.
@@ -283,12 +284,12 @@ class Service:
                 return
             try:
                 _LOG.info("%s serves on %s", serving.registration.instance.id, serving.address)
-                # Whoever replaces processes one after the other goes on when this one can take over.
-                ready = serving.readiness.has_been_ready.wait()
-                await drain.unless(told, ready, requirements.WAIT_AT_MOST)
-                if on_ready is not None and not told.is_set():
-                    on_ready(serving.registration.instance)
-                await drain.unless(told, serving.until_broken(), None)
+
+                def say_ready() -> None:
+                    if on_ready is not None and not told.is_set():
+                        on_ready(serving.registration.instance)
+
+                await drain.unless(told, _until_broken(serving, say_ready), None)
                 _LOG.info("%s is leaving", serving.registration.instance.id)
             finally:
                 await self._leave()
@@ -301,6 +302,21 @@ class Service:
     def _must_not_serve(self, because: str) -> None:
         if self._serving is not None:
             raise RuntimeError(f"service {self.name!r} is entered: {because}")
+
+
+async def _until_broken(serving: Serving, say_ready: Callable[[], None]) -> None:
+    """Wait for gRPC's server to end by itself; say meanwhile that the service is ready, once."""
+    broken = asyncio.ensure_future(serving.until_broken())
+    ready = asyncio.ensure_future(serving.readiness.has_been_ready.wait())
+    try:
+        await asyncio.wait([broken, ready], return_when=asyncio.FIRST_COMPLETED)
+        if not broken.done():
+            say_ready()
+        await broken
+    finally:
+        broken.cancel()
+        ready.cancel()
+        await asyncio.wait([broken, ready])
 
 
 def _callable(function: T) -> T:

@@ -26,8 +26,8 @@ from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
+from meshrpc.backoff import backoff
 from meshrpc.clock import SYSTEM_CLOCK, Clock
-from meshrpc.registry.backoff import backoff
 from meshrpc.timestamps import timestamp
 
 CAPACITY = 1_000
@@ -58,6 +58,7 @@ class EventKind(enum.StrEnum):
     SCALED = "scaled"
     CRASH_LOOP = "crash_loop"
     RELOADED = "reloaded"
+    RELOAD_FAILED = "reload_failed"
     HUNG = "hung"
 
 

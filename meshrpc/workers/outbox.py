@@ -46,3 +46,8 @@ class Outbox:
         """Return all, and forget them."""
         actions, self._actions = self._actions, []
         return actions
+
+
+def workers(count: int) -> str:
+    """Return `count` workers in words."""
+    return "1 worker" if count == 1 else f"{count} workers"

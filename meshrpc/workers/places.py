@@ -39,6 +39,7 @@ class Life:
     number: int
     generation: int
     """Counts the reloads that were asked for before it began."""
+    begun_at: float
     stage: Stage = Stage.STARTING
     pid: int | None = None
     heard_at: float = 0.0
@@ -56,6 +57,9 @@ class Life:
     is_hung: bool = False
     is_dropped: bool = False
     """Killed because it was not wanted any more before it ever served."""
+
+    def __str__(self) -> str:
+        return f"worker {self.number} (pid {self.pid})" if self.pid else f"worker {self.number}"
 
 
 @dataclass(slots=True, eq=False)

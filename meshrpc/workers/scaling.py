@@ -34,7 +34,7 @@ STEP = 0.25
 """The share by which the team grows at a time, rounded down, at least by one worker: callers have
 to find the new ones and to warm them up."""
 PAUSE = 10.0
-"""Seconds after any change in which nothing is decided: a worker starts, registers, and is found
+"""Seconds after any change, or a reload, in which nothing is decided: a worker starts, registers, and is found
 within them, and what was measured before says nothing about the new size."""
 OVER = 10.0
 """Seconds that what workers say is averaged over."""
@@ -68,6 +68,16 @@ class Scaler:
 
     def __repr__(self) -> str:
         return f"<Scaler {self.minimum}..{self.maximum}>"
+
+    def pause(self, now: float) -> None:
+        """Decide nothing while something else moves calls about, and then from new figures alone.
+
+        What begins or leaves in a reload is busy with itself. A size that was chosen for it would
+        be taken back as soon as it is over.
+        """
+        self._pause_until = now + PAUSE
+        self._too_much_since = self._too_little_since = None
+        self._looks.clear()
 
     def look(self, now: float, size: int, loads: Sequence[Load]) -> Wanted | None:
         """Return another size than `size` if one is wanted now; `loads`: of the ready workers."""
@@ -127,7 +137,5 @@ class Scaler:
         return Wanted(size - 1, f"busy {busy:.0%}, and {less:.0%} with one less")
 
     def _changed(self, now: float, wanted: Wanted) -> Wanted:
-        self._pause_until = now + PAUSE
-        self._too_much_since = self._too_little_since = None
-        self._looks.clear()
+        self.pause(now)
         return wanted

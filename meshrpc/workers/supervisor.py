@@ -24,6 +24,7 @@ from meshrpc.workers.actions import Action, Dump, Kill, Start, Stop, Tell
 from meshrpc.workers.announcing import Announcer
 from meshrpc.workers.places import Load
 from meshrpc.workers.process import WorkerProcess, describe_exit
+from meshrpc.workers.rolling import READY_WITHIN
 from meshrpc.workers.scaling import Scaler
 from meshrpc.workers.shared_port import ReservedPort
 from meshrpc.workers.team import LIVENESS, Team
@@ -51,6 +52,7 @@ class Supervisor:
         environment: the workers' whole one.
         watch: whether to replace the workers when a Python file in `folder` changes.
         liveness: seconds that a worker's event loop may give no sign of life; None: any number.
+        ready_within: seconds that the new worker of a reload has to become ready.
         announcer: where lines and events go.
     """
 
@@ -64,6 +66,7 @@ class Supervisor:
         environment: Mapping[str, str],
         watch: bool = False,
         liveness: float | None = LIVENESS,
+        ready_within: float = READY_WITHIN,
         announcer: Announcer | None = None,
         clock: Clock = SYSTEM_CLOCK,
         rng: random.Random | None = None,
@@ -72,7 +75,9 @@ class Supervisor:
         self._folder = folder
         self._environment = environment
         self._clock = clock
-        self._team = Team(count, rng=rng or random.Random(), liveness=liveness)
+        self._team = Team(
+            count, rng=rng or random.Random(), liveness=liveness, ready_within=ready_within
+        )
         self._scaler = Scaler(count, most) if most is not None and most > count else None
         self._processes: dict[int, WorkerProcess] = {}
         self._announcer = announcer or Announcer(reference, environment)
@@ -250,10 +255,12 @@ class Supervisor:
         self._look_at = self._clock.now() + LOOK_EVERY
 
     def _scale(self) -> None:
-        # A reload moves calls about: it ends by itself, and then the figures mean something again.
-        if self._scaler is None or self._team.is_rolling:
+        if self._scaler is None:
             return
         now = self._clock.now()
+        if self._team.is_rolling:
+            self._scaler.pause(now)
+            return
         wanted = self._scaler.look(now, self._team.size, self._team.loads())
         if wanted is not None:
             self._carry_out(self._team.resize(wanted.size, wanted.why, now))

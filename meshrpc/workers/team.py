@@ -1,9 +1,10 @@
-"""A team of workers: who is to start, drain, be killed or be replaced, and when.
+"""A team of workers: what follows from what happens to them, and when.
 
 A state machine: what happened comes in with the time at which it did, what is to be done comes
 out as actions, and `wakes_at` says when to look again though nothing happens. A place whose life
 died is filled again after a backoff (`restarts.py`); a reload replaces one life after the other
-(`rolling.py`). Pure: the supervisor starts, signals and listens to the processes.
+(`rolling.py`); who there is, and how a life begins and ends, is the roster (`roster.py`). Pure:
+the supervisor starts, signals and listens to the processes.
 """
 
 from __future__ import annotations
@@ -12,16 +13,14 @@ import random
 import signal
 from collections.abc import Iterable
 
-from meshrpc.workers.actions import Action, Dump, Kill, Start, Stop
+from meshrpc.workers.actions import Action, Dump
 from meshrpc.workers.events import EventKind
-from meshrpc.workers.outbox import Outbox
+from meshrpc.workers.outbox import workers
 from meshrpc.workers.places import Life, Load, Place, Stage
-from meshrpc.workers.restarts import CRASH_LOOP_DEATHS, CRASH_LOOP_WINDOW, Restarts
-from meshrpc.workers.rolling import Finished, Replace, Vacate, next_step, outdated
+from meshrpc.workers.restarts import CRASH_LOOP_DEATHS, CRASH_LOOP_WINDOW
+from meshrpc.workers.rolling import READY_WITHIN, Rollout
+from meshrpc.workers.roster import Roster
 
-KILL_AFTER = 5.0
-"""Seconds beyond those a worker says it needs at most to stop, after which it is killed. It ends
-itself before that, unless something in it keeps Python from running at all."""
 LIVENESS = 15.0
 """Seconds without a sign of life from its event loop, after which a worker is killed: by then its
 lease is over, and to its callers it is gone already."""
@@ -33,31 +32,44 @@ class Team:
     """The workers of one service, `size` of them once they have started.
 
     `liveness`: seconds without a sign of life that a worker survives; None: any number.
+    `ready_within`: seconds that a new worker of a reload has to become ready.
     """
 
-    def __init__(self, size: int, *, rng: random.Random, liveness: float | None = LIVENESS) -> None:
-        self.size = size
+    def __init__(
+        self,
+        size: int,
+        *,
+        rng: random.Random,
+        liveness: float | None = LIVENESS,
+        ready_within: float = READY_WITHIN,
+    ) -> None:
         self.cannot_start: str | None = None
         """Why the first start of a worker failed, in its own words."""
         self.was_cut_short = False
         """Whether a worker ended before it had drained, while all were to stop."""
-        self.is_rolling = False
         self.is_stopping = False
-        self._rng = rng
         self._liveness = liveness
-        self._places: dict[int, Place] = {}
-        self._lives: dict[int, Life] = {}
-        self._begun = 0
-        self._generation = 0
-        self._vacated: Place | None = None
-        """The place with a fixed port that the reload has emptied and not filled again yet."""
-        self._out = Outbox()
+        self._roster = Roster(size, rng=rng)
+        self._lives = self._roster.lives
+        self._places = self._roster.places
+        self._out = self._roster.out
+        self._rollout = Rollout(self._roster, ready_within=ready_within)
 
     def __repr__(self) -> str:
         state = "stopping" if self.is_stopping else "reloading" if self.is_rolling else "running"
         loops = sum(place.restarts.is_crash_loop for place in self._places.values())
         also = f" crash_loop={loops}" if loops else ""
         return f"<Team {state} ready={len(self.ready)}/{self.size}{also}>"
+
+    @property
+    def size(self) -> int:
+        """How many workers there are to be."""
+        return self._roster.size
+
+    @property
+    def is_rolling(self) -> bool:
+        """Whether a reload is under way."""
+        return self._rollout.is_under_way
 
     @property
     def is_over(self) -> bool:
@@ -67,7 +79,7 @@ class Team:
     @property
     def ready(self) -> list[Life]:
         """The lives that serve."""
-        return [life for life in self._lives.values() if life.stage is Stage.READY]
+        return self._roster.ready
 
     @property
     def lives(self) -> Iterable[Life]:
@@ -85,19 +97,14 @@ class Team:
 
     def loads(self) -> list[Load]:
         """Return what the ready workers said last of their event loops."""
-        return [life.load for life in self.ready if life.load is not None and not life.is_hung]
+        return self._roster.loads()
 
     def wakes_at(self) -> float | None:
         """Return when something is due although nothing happens."""
-        due: list[float | None] = []
-        for life in self._lives.values():
-            due.append(life.kill_at)
-            if self._liveness is not None and life.stage is Stage.READY and not life.is_hung:
-                due.append(life.heard_at + self._liveness)
-        for place in self._places.values():
-            if not self._is_taken(place):
-                due.append(place.start_at)
-            due.append(place.restarts.recovers_at)
+        due = [self._roster.wakes_at(), self._rollout.wakes_at()]
+        due += [place.restarts.recovers_at for place in self._places.values()]
+        if self._liveness is not None:
+            due += [life.heard_at + self._liveness for life in self.ready if not life.is_hung]
         return min((time for time in due if time is not None), default=None)
 
     # What happened. Each returns what is to be done.
@@ -105,12 +112,8 @@ class Team:
     def begin(self, now: float) -> list[Action]:
         """Start the team. To be called once."""
         for number in range(1, self.size + 1):
-            self._places[number] = Place(number, Restarts(self._rng), is_first=True, start_at=now)
-        return self._settled(now)
-
-    def settle(self, now: float) -> list[Action]:
-        """Do what is due by now."""
-        return self._settled(now)
+            self._roster.open(number, is_first=True).start_at = now
+        return self.settle(now)
 
     def started(self, key: int, pid: int) -> None:
         """The process of life `key` runs."""
@@ -119,7 +122,7 @@ class Team:
     def could_not_start(self, key: int, error: str, now: float) -> list[Action]:
         """The machine is out of processes, memory or file descriptors: that may pass."""
         self._lost(self._lives.pop(key), f"could not be started: {error}", now)
-        return self._settled(now)
+        return self.settle(now)
 
     def has_loaded(self, key: int, *, stop_within: float) -> None:
         """The worker has its service, and says how long that takes to stop, from here on."""
@@ -134,20 +137,19 @@ class Team:
         life.has_free_port = has_free_port
         life.heard_at = now
         if life.stage is not Stage.STARTING or life.is_dropped:
-            return self._settled(now)
+            return self.settle(now)
         life.stage = Stage.READY
         place = self._places[life.number]
         if place.replacement is life:
             if place.current is not None:
-                self._drain(place.current, now)
+                self._roster.drain(place.current, now)
             place.current, place.replacement, place.start_at = life, None, None
-        if self._vacated is place:
-            self._vacated = None
+        self._rollout.filled(place)
         place.restarts.ready(now)
         place.is_first, place.died = False, None
         if place.has_died and not place.restarts.is_crash_loop:
             self._tell_return(place, life, "serves again")
-        return self._settled(now)
+        return self.settle(now)
 
     def has_failed(self, key: int, error: str) -> None:
         """The worker says why it cannot serve; its end follows."""
@@ -162,6 +164,8 @@ class Team:
         """Nobody listened for a while: what was not heard meanwhile is nobody's fault."""
         for life in self._lives.values():
             life.heard_at = max(life.heard_at, now)
+            if life.stage is Stage.STARTING:
+                life.begun_at = now
 
     def has_ended(self, key: int, code: int, how: str, now: float) -> list[Action]:
         """The process ended with exit `code` (the negative signal number), in words: `how`."""
@@ -174,25 +178,20 @@ class Team:
             if not (expected or life.is_dropped or life.is_hung):
                 self.was_cut_short = True
         elif life.stage is Stage.DRAINING:
-            if code != 0:
-                self._out.tell(f"{_who(life)} ended before it had drained: {how}", life)
+            was_ready = life.instance is not None
+            if code != 0 and (was_ready or code != -signal.SIGTERM):
+                self._out.tell(f"{life} ended before it had drained: {how}", life)
         elif not life.is_dropped:
             said = f"cannot start: {life.failure}" if life.failure else f"died: {how}"
             self._lost(life, said, now)
-        return self._settled(now)
+        return self.settle(now)
 
     def reload(self, why: str, now: float) -> list[Action]:
         """Replace every worker by one that runs the code of now."""
         if self.is_stopping:
             return []
-        again = ", once more" if self.is_rolling else ""
-        self._out.tell(f"{why}: {_workers(self.size)} to be replaced{again}", is_bad=False)
-        self.is_rolling = True
-        self._generation += 1
-        for place in self._places.values():
-            if place.start_at is not None:
-                place.start_at = now  # whatever it died of may be mended in the newest code
-        return self._settled(now)
+        self._rollout.ask(why, now)
+        return self.settle(now)
 
     def resize(self, size: int, why: str, now: float) -> list[Action]:
         """Have `size` workers: the highest numbers drain, or new ones start."""
@@ -200,92 +199,47 @@ class Team:
             return []
         said = f"{self.size} to {size} workers: {why}"
         self._out.tell(f"scaled from {said}", kind=EventKind.SCALED, reason=said, is_bad=False)
-        self.size = size
+        self._roster.size = size
         for number in range(1, size + 1):
-            place = self._places.setdefault(number, Place(number, Restarts(self._rng)))
+            place = self._roster.open(number)
             if place.current is None and place.start_at is None:
                 place.start_at = now
         for place in self._places.values():
             if place.number > size:
-                self._empty(place, now)
-        return self._settled(now)
+                self._roster.empty(place, now)
+        return self.settle(now)
 
     def stop(self, why: str, now: float) -> list[Action]:
         """Let every worker drain and end; again: end them at once."""
-        if self.is_stopping:
-            return self._kill_all(f"{why} again")
-        self._stop_all(why, now)
-        return self._settled(now)
+        if not self.is_stopping:
+            self._stop_all(why, now)
+            return self.settle(now)
+        self._roster.kill_all()
+        if self._lives:
+            self._out.tell(f"{why} again: {workers(len(self._lives))} killed")
+        return self._out.taken()
 
-    # How it is done.
-
-    def _settled(self, now: float) -> list[Action]:
-        """Do what is due, and return it with all that was to be done before."""
-        self._kill_overdue(now)
+    def settle(self, now: float) -> list[Action]:
+        """Do what is due by now, and return it with all that was to be done before."""
+        self._roster.kill_overdue(now)
         if not self.is_stopping:
             self._find_hung(now)
             for place in self._places.values():
                 if place.restarts.has_recovered(now) and place.current is not None:
                     self._tell_return(place, place.current, "is out of its crash loop")
-            if self.is_rolling:
-                self._roll(now)
-            for place in self._places.values():
-                if place.start_at is not None and place.start_at <= now:
-                    self._fill(place)
-            self._forget_places()
+            self._rollout.step(now)
+            self._roster.fill(now)
+            self._roster.forget_places()
         return self._out.taken()
 
-    def _is_taken(self, place: Place) -> bool:
-        """Whether a life of `place` still has the port that the next one needs."""
-        return any(
-            life.number == place.number and not life.has_free_port for life in self._lives.values()
-        )
-
-    def _fill(self, place: Place) -> None:
-        if place.replacement is None and not self._is_taken(place):
-            place.start_at = None
-            place.current = self._begin(place)
-
-    def _begin(self, place: Place) -> Life:
-        self._begun += 1
-        life = Life(self._begun, place.number, self._generation)
-        self._lives[life.key] = life
-        replaces = place.died if place.current is None else None
-        self._out.append(Start(life.key, place.number, replaces))
-        return life
-
-    def _drain(self, life: Life, now: float) -> None:
-        life.stage = Stage.DRAINING
-        if not life.is_hung:
-            life.kill_at = now + life.stop_within + KILL_AFTER
-        self._out.append(Stop(life.key))
-
-    def _drop(self, life: Life) -> None:
-        """End a life that has not served yet."""
-        life.is_dropped = True
-        self._out.append(Kill(life.key))
-
-    def _empty(self, place: Place, now: float) -> None:
-        place.start_at = None
-        for life in (place.current, place.replacement):
-            if life is not None and life.stage is Stage.READY:
-                self._drain(life, now)
-            elif life is not None:
-                self._drop(life)
-        place.current = place.replacement = None
-        place.restarts.left()
-
-    def _forget_places(self) -> None:
-        alive = {life.number for life in self._lives.values()}
-        for number in [n for n in self._places if n > self.size and n not in alive]:
-            del self._places[number]
+    # How it is done.
 
     def _lost(self, life: Life, what: str, now: float) -> None:
         """A life ended that should not have."""
         place = self._places[life.number]
         if place.current is not life:
             place.replacement = None
-            self._abort_roll(f"the new worker {place.number} {what}")
+            self._fail_rollout(place, what)
             if place.current is None:
                 self._restart_later(place, life, what, now)
             return
@@ -296,8 +250,12 @@ class Team:
             self._stop_all(f"worker {place.number} cannot start", now)
             return
         self._restart_later(place, life, what, now)
-        if self._vacated is place:
-            self._abort_roll(f"the new worker {place.number} {what}")
+        if self._rollout.has_vacated(place):
+            self._fail_rollout(place, what)
+
+    def _fail_rollout(self, place: Place, what: str) -> None:
+        if not self.is_stopping:
+            self._rollout.fail(f"the new worker {place.number} {what}")
 
     def _restart_later(self, place: Place, life: Life, what: str, now: float) -> None:
         was_crash_loop = place.restarts.is_crash_loop
@@ -310,7 +268,7 @@ class Team:
             then = f"restarting in {delay:.1f} s"
         reason = what.removeprefix("died: ")
         kind = None if life.is_hung else EventKind.DIED
-        self._out.tell(f"{_who(life)} {what}; {then}", life, kind=kind, reason=reason)
+        self._out.tell(f"{life} {what}; {then}", life, kind=kind, reason=reason)
         if place.restarts.is_crash_loop and not was_crash_loop:
             said = (
                 f"{CRASH_LOOP_DEATHS} deaths within {CRASH_LOOP_WINDOW:.0f} s, the last: {reason}"
@@ -320,48 +278,8 @@ class Team:
 
     def _tell_return(self, place: Place, life: Life, what: str) -> None:
         place.has_died = False
-        text = f"{_who(life)} {what}"
+        text = f"{life} {what}"
         self._out.tell(text, life, kind=EventKind.RESTARTED, reason=what, is_bad=False)
-
-    def _roll(self, now: float) -> None:
-        places = [place for place in self._places.values() if place.number <= self.size]
-        for life in outdated(places, self._generation):
-            place = self._places[life.number]
-            self._drop(life)
-            if place.current is life:
-                place.current, place.start_at = None, now
-            else:
-                place.replacement = None
-                if place.current is None:
-                    place.start_at = now
-        if any(p.start_at is not None and p.start_at <= now for p in places):
-            return  # those begin first
-        step = next_step(places, self._lives.values(), self._generation)
-        match step:
-            case Replace(place):
-                place.replacement = self._begin(place)
-            case Vacate(place) if place.current is not None:
-                self._out.tell(
-                    f"{_who(place.current)} leaves its port to the new one", is_bad=False
-                )
-                self._drain(place.current, now)
-                place.current, place.start_at = None, now
-                place.restarts.left()
-                self._vacated = place
-            case Finished():
-                self.is_rolling = False
-                said = f"every worker is replaced ({_workers(self.size)})"
-                text = f"reloaded: {said}"
-                self._out.tell(text, kind=EventKind.RELOADED, reason=said, is_bad=False)
-
-    def _abort_roll(self, why: str) -> None:
-        self._vacated = None
-        if self.is_rolling and not self.is_stopping:
-            self.is_rolling = False
-            said = f"{why}; those not replaced yet stay"
-            self._out.tell(
-                f"reload stopped: {said}", kind=EventKind.RELOADED, reason=f"stopped: {said}"
-            )
 
     def _find_hung(self, now: float) -> None:
         if self._liveness is None:
@@ -372,46 +290,15 @@ class Team:
             life.is_hung = True
             life.kill_at = now + DUMP_TIME
             said = f"no sign of life from its event loop for {self._liveness:.0f} s"
-            self._out.tell(
-                f"{_who(life)} hangs: {said}; killed", life, kind=EventKind.HUNG, reason=said
-            )
+            self._out.tell(f"{life} hangs: {said}; killed", life, kind=EventKind.HUNG, reason=said)
             self._out.append(Dump(life.key))
 
     def _stop_all(self, why: str, now: float) -> None:
         self.is_stopping = True
-        self.is_rolling = False
+        self._rollout.cancel()
         for place in self._places.values():
             place.start_at = None
-        needed = max((life.stop_within for life in self._lives.values()), default=0.0)
-        for life in self._lives.values():
-            if life.stage is not Stage.DRAINING and not life.is_dropped:
-                self._drain(life, now)
-                if not life.is_hung:
-                    life.kill_at = now + needed + KILL_AFTER
+        self._roster.drain_all(now)
         if self._lives:
-            count = _workers(len(self._lives))
+            count = workers(len(self._lives))
             self._out.tell(f"{why}: {count} to drain; once more ends them", is_bad=False)
-
-    def _kill_all(self, why: str) -> list[Action]:
-        for life in self._lives.values():
-            life.kill_at = None
-            self._out.append(Kill(life.key))
-        if self._lives:
-            self._out.tell(f"{why}: {_workers(len(self._lives))} killed")
-        return self._out.taken()
-
-    def _kill_overdue(self, now: float) -> None:
-        overdue = [x for x in self._lives.values() if x.kill_at is not None and x.kill_at <= now]
-        for life in overdue:
-            life.kill_at = None
-            self._out.append(Kill(life.key))
-        if told := sum(not life.is_hung for life in overdue):
-            self._out.tell(f"out of time: {_workers(told)} killed")
-
-
-def _who(life: Life) -> str:
-    return f"worker {life.number} (pid {life.pid})" if life.pid else f"worker {life.number}"
-
-
-def _workers(count: int) -> str:
-    return "1 worker" if count == 1 else f"{count} workers"

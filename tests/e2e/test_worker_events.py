@@ -36,8 +36,10 @@ service.add_generic_rpc_handlers((
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
-async def test_a_killed_worker_is_an_event_and_every_line_of_json_names_its_process(tmp_path):
-    """Control hears that it died and is back; what workers and supervisor log is JSON throughout."""
+async def test_what_happens_to_workers_is_an_event_and_every_line_of_json_names_its_process(
+    tmp_path,
+):
+    """Control hears of a death, of the return and of a reload that came to nothing; logs are JSON."""
     (tmp_path / "echo.py").write_text(SERVICE)
     async with ControlServer("127.0.0.1:0", "127.0.0.1:0") as control:
         environment = {
@@ -48,7 +50,8 @@ async def test_a_killed_worker_is_an_event_and_every_line_of_json_names_its_proc
             "MESHRPC_STATE_DIR": str(tmp_path / "state"),
         }
         run = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "meshrpc", "run", "echo:service", "--log-format", "json"),
+            *(sys.executable, "-m", "meshrpc", "run", "echo:service"),
+            *("--log-format", "json", "--ready-within", "1"),
             cwd=tmp_path,
             env=environment,
             stderr=asyncio.subprocess.PIPE,
@@ -71,7 +74,9 @@ async def test_a_killed_worker_is_an_event_and_every_line_of_json_names_its_proc
             await fail(address)
             os.kill(worker["pid"], signal.SIGKILL)
             again = await until_serving()
-            events = await reported(control.http_address, 2)
+            (tmp_path / "echo.py").write_text("import time\ntime.sleep(3600)\n")
+            run.send_signal(signal.SIGHUP)
+            events = await reported(control.http_address, 3)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 run.send_signal(signal.SIGTERM)
@@ -82,7 +87,9 @@ async def test_a_killed_worker_is_an_event_and_every_line_of_json_names_its_proc
     assert [(event["event"], event["pid"]) for event in events] == [
         ("died", worker["pid"]),
         ("restarted", again["pid"]),
+        ("reload_failed", None),
     ]
+    assert "was not ready within 1 s; it is stopped, and the old one serves" in events[2]["reason"]
     assert {event["service"] for event in events} == {"echo"}
     assert events[0]["reason"] == "killed by SIGKILL"
     assert {(each["service"], each.get("worker")) for each in log} >= {("echo", None), ("echo", 1)}

@@ -29,6 +29,7 @@ from meshrpc.interceptors.server_call import current_call
 from meshrpc.registry.instance import Health, Instance, State
 from meshrpc.registry.memory import MemoryRegistry
 from meshrpc.registry.registration import Registration
+from meshrpc.server import readiness
 from meshrpc.server.handler import HandlerTable
 from meshrpc.server.listening import advertised
 from meshrpc.server.service import Service
@@ -1006,6 +1007,26 @@ def test_a_signal_during_the_start_waits_for_no_registry(impatient: bool, monkey
     assert len(told) == 1 + impatient
     assert not ready
     assert "did not answer" not in caplog.text
+
+
+@pytest.mark.process
+def test_a_service_that_has_never_been_ready_does_not_say_that_it_is(monkeypatch):
+    """`on_ready` waits for the checks, for as long as it takes: nobody may be replaced by it."""
+    monkeypatch.setattr(readiness, "ASK_EVERY", 0.01)
+    service = payment_service()
+    asked, seen = [], []
+
+    @service.ready_when
+    def warm():
+        asked.append(len(asked) > 5)
+        return asked[-1]
+
+    def on_ready(instance: Instance) -> None:
+        seen.append((asked[-1], instance.health))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    service.run(on_ready=on_ready)
+    assert seen == [(True, Health.SERVING)]
 
 
 EXITING = """

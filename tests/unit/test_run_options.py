@@ -4,6 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from meshrpc.cli import run as command
+from meshrpc.workers.rolling import READY_WITHIN
 from meshrpc.workers.team import LIVENESS
 
 
@@ -48,6 +49,16 @@ def test_a_wrong_number_of_workers_is_wrong_usage(supervised, given):
     code, said = supervised(f"--workers={given}")
     assert code == 2
     assert repr(given) in said
+
+
+def test_a_new_worker_has_five_minutes_unless_told_otherwise(supervised):
+    """`--ready-within` is in seconds, at least one and at most a day."""
+    assert supervised()["ready_within"] == READY_WITHIN == 300
+    assert supervised("--ready-within", "900")["ready_within"] == 900
+    for given in ("0", "90000", "inf", "nan", "5m"):
+        code, said = supervised(f"--ready-within={given}")
+        assert code == 2
+        assert given in said
 
 
 def test_settings_reach_the_workers_as_environment(supervised):

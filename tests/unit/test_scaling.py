@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshrpc.clock import SystemClock
+from meshrpc.workers.actions import Start
 from meshrpc.workers.places import Load
 from meshrpc.workers.scaling import (
     BUSY,
@@ -18,6 +20,18 @@ from meshrpc.workers.scaling import (
     UP_AFTER,
     Scaler,
 )
+from meshrpc.workers.supervisor import Supervisor
+
+
+class Timepiece(SystemClock):
+    """A clock that stands until it is moved on."""
+
+    def __init__(self):
+        self.time = 0.0
+
+    def now(self):
+        return self.time
+
 
 START = 3.0
 """Seconds a new worker takes until it serves."""
@@ -160,6 +174,54 @@ def test_queueing_that_sets_in_early_makes_it_try_a_size_twice_at_most(work, kne
     assert queue_time(work / size) <= QUEUE_TIME * 1.001
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    work=st.floats(0.0, 12.0),
+    size=st.integers(1, 12),
+    reloads=st.lists(
+        st.tuples(st.integers(1, 200), st.integers(1, 90), st.integers(0, int(PAUSE) - 1)),
+        min_size=1,
+        max_size=6,
+    ),
+    seed=st.integers(0, 1000),
+)
+def test_no_reload_makes_a_steady_load_change_its_size_twice(work, size, reloads, seed):
+    """Whatever workers say of themselves while they are replaced, and until the new ones run warm."""
+    rng = random.Random(seed)
+    scaler = Scaler(1, 16)
+    now = 0.0
+    sizes = [size]
+    for before, lasts, settles in reloads:
+        size, changes = run(scaler, work, float(before), size=size, now=now)
+        sizes += [each for _, each in changes]
+        now += before
+        for _ in range(lasts):
+            scaler.pause(now)
+            now += 1.0
+        for _ in range(settles):
+            assert scaler.look(now, size, [Load(rng.random(), rng.random())]) is None
+            now += 1.0
+    over = now - settles
+    size, changes = run(scaler, work, 1200.0, size=size, now=now)
+    sizes += [each for _, each in changes]
+    assert sizes == sorted(sizes) or sizes == sorted(sizes, reverse=True)
+    assert work / size <= BUSY or size == 16
+    assert size == 1 or work / (size - 1) >= IDLE
+    for at, new in changes[:1]:
+        waited = UP_AFTER if new > sizes[0] else DOWN_AFTER
+        assert at >= over - 1.0 + PAUSE + waited
+
+
+def test_what_began_before_a_reload_is_not_decided_after_it():
+    """Too much work before it and a single look after it are no five seconds of too much work."""
+    scaler = Scaler(1, 8)
+    _, changes = run(scaler, 1.9, PAUSE + UP_AFTER - 1.0, size=2)
+    assert not changes
+    scaler.pause(20.0)
+    _, changes = run(scaler, 1.9, 60.0, size=2, now=21.0)
+    assert changes[0][0] >= 20.0 + PAUSE + UP_AFTER
+
+
 def test_what_was_once_too_small_is_tried_again_with_less_work():
     """The memory of it is of that load, and no bound for ever."""
     scaler = Scaler(1, 8)
@@ -174,3 +236,32 @@ def test_what_was_once_too_small_is_tried_again_with_less_work():
 def test_old_figures_say_nothing_about_a_new_size():
     """What is averaged begins anew with each change."""
     assert PAUSE >= OVER
+
+
+def test_the_supervisor_pauses_it_while_workers_are_replaced(tmp_path, monkeypatch):
+    """Too much work on both sides of a reload that took a minute is two short times of it."""
+    clock = Timepiece()
+    supervisor = Supervisor(
+        "app:service", count=1, most=4, folder=tmp_path, environment={}, clock=clock
+    )
+    monkeypatch.setattr(supervisor, "_carry_out", lambda actions: None)
+    team = supervisor._team
+    (old,) = team.begin(clock.now())
+    team.has_become_ready(old.life, clock.now(), instance="a", has_free_port=True)
+
+    def serve(life, seconds):
+        for _ in range(seconds):
+            clock.time += 1.0
+            team.was_heard(life, Load(1.0, 0.0), clock.now())
+            supervisor._scale()
+
+    serve(old.life, int(PAUSE + UP_AFTER) - 1)
+    new = next(action for action in team.reload("SIGHUP", clock.now()) if isinstance(action, Start))
+    serve(old.life, 60)
+    team.has_become_ready(new.life, clock.now(), instance="b", has_free_port=True)
+    assert not team.is_rolling
+    serve(new.life, int(PAUSE + UP_AFTER) - 1)
+    assert team.size == 1
+    serve(new.life, 2)
+    assert team.size == 2
+    supervisor._selector.close()

@@ -9,7 +9,9 @@ from meshrpc.workers.actions import Dump, Kill, Start, Stop, Tell
 from meshrpc.workers.events import EventKind
 from meshrpc.workers.places import Load
 from meshrpc.workers.restarts import CRASH_LOOP_DEATHS, CRASH_LOOP_WINDOW, HEALTHY_AFTER
-from meshrpc.workers.team import DUMP_TIME, KILL_AFTER, LIVENESS, Team
+from meshrpc.workers.rolling import READY_WITHIN
+from meshrpc.workers.roster import KILL_AFTER
+from meshrpc.workers.team import DUMP_TIME, LIVENESS, Team
 
 GRACE = 45.0
 
@@ -234,7 +236,7 @@ def test_a_reload_that_cannot_start_stops_and_leaves_the_others(free_ports):
     rig.fail(new, "SyntaxError")
     assert not rig.team.is_rolling
     told = rig.of(Tell)
-    (stopped,) = [each for each in told if each.kind is EventKind.RELOADED]
+    (stopped,) = [each for each in told if each.kind is EventKind.RELOAD_FAILED]
     assert "SyntaxError" in stopped.text
     assert two in [life.key for life in rig.team.ready]
     assert len(rig.team.ready) == (2 if free_ports else 1)
@@ -480,4 +482,134 @@ def test_a_reload_during_which_the_old_one_died_can_be_overtaken():
     rig.end(new)
     (newest,) = rig.begun()
     rig.ready(newest)
+    assert not rig.team.is_rolling
+
+
+def until_failed(rig):
+    """Let a reload whose new worker never becomes ready run out of time; return what is told."""
+    rig.wait(READY_WITHIN - 0.1)
+    assert rig.team.is_rolling
+    assert rig.team.wakes_at() == pytest.approx(rig.now + 0.1)
+    rig.wait(0.1)
+    assert not rig.team.is_rolling
+    (told,) = [each for each in rig.actions if isinstance(each, Tell) and each.is_bad]
+    assert told.kind is EventKind.RELOAD_FAILED
+    assert f"was not ready within {READY_WITHIN:.0f} s" in told.reason
+    assert "--ready-within" in told.text
+    assert "SIGHUP tries again" in told.text
+    return told.reason
+
+
+def test_a_new_worker_that_is_never_ready_fails_the_reload_and_the_old_one_serves_on():
+    """It drains, for its startup may hold something; its end is nobody's death."""
+    rig, (one, two) = started(2, liveness=None)
+    rig.reload()
+    (new,) = rig.begun()
+    assert "the old one serves on" in until_failed(rig)
+    assert rig.of(Stop) == [Stop(new)]
+    rig.end(new, -signal.SIGTERM, "killed by SIGTERM")
+    rig.wait(3600.0)
+    assert rig.actions == []
+    assert [life.key for life in rig.team.ready] == [one, two]
+
+
+def test_a_new_worker_that_never_ends_either_is_killed():
+    """Its drain has a bound, as any has."""
+    rig, _ = started(1, liveness=None)
+    rig.reload()
+    (new,) = rig.begun()
+    rig.load(new)
+    until_failed(rig)
+    rig.actions = []
+    rig.wait(GRACE + KILL_AFTER)
+    assert rig.of(Kill) == [Kill(new)]
+
+
+def test_the_next_reload_after_a_failed_one_starts_afresh():
+    """At once, though the one that was never ready still drains."""
+    rig, (old,) = started(1, liveness=None)
+    rig.reload()
+    until_failed(rig)
+    rig.actions = []
+    rig.reload()
+    (newest,) = rig.begun()
+    rig.ready(newest)
+    assert rig.of(Stop) == [Stop(old)]
+    assert not rig.team.is_rolling
+
+
+def test_whoever_is_alone_in_its_place_goes_on_starting_when_the_reload_has_failed():
+    """On a fixed port the old one is gone: late is better than never."""
+    rig, (one, two) = started(2, free_ports=False, liveness=None)
+    rig.reload()
+    rig.leave(one)
+    (new,) = rig.begun()
+    assert "goes on starting" in until_failed(rig)
+    assert rig.of(Stop) == []
+    rig.ready(new)
+    assert {life.key for life in rig.team.ready} == {new, two}
+    assert rig.of(Stop) == []
+
+
+def test_a_replacement_goes_on_starting_when_the_old_one_died_meanwhile():
+    """There is nobody to fall back to; the next reload drops it all the same."""
+    rig, (old,) = started(1, liveness=None)
+    rig.reload()
+    (new,) = rig.begun()
+    rig.end(old)
+    rig.actions = []
+    until_failed(rig)
+    assert rig.of(Stop) == []
+    rig.reload()
+    assert rig.of(Kill) == [Kill(new)]
+    rig.end(new)
+    (newest,) = rig.begun()
+    rig.ready(newest)
+    assert not rig.team.is_rolling
+
+
+def test_a_worker_that_dies_while_the_failed_one_drains_is_followed_by_its_backoff_alone():
+    """What was never ready began on a port of its own, and is in nobody's way."""
+    rig, (old,) = started(1, liveness=None)
+    rig.reload()
+    (new,) = rig.begun()
+    until_failed(rig)
+    rig.actions = []
+    rig.end(old)
+    assert rig.numbers[rig.until_start()] == 1
+    assert new in {life.key for life in rig.team.lives}
+
+
+def test_each_new_worker_has_the_whole_time_to_become_ready():
+    """The bound is on no progress, not on the length of a reload."""
+    rig, lives = started(3, liveness=None)
+    rig.reload()
+    for old in lives:
+        rig.wait(READY_WITHIN - 1.0)
+        (new,) = rig.begun()
+        rig.ready(new)
+        rig.leave(old)
+    assert not rig.team.is_rolling
+    assert rig.events() == [EventKind.RELOADED]
+
+
+def test_a_start_that_is_no_reload_takes_as_long_as_it_takes():
+    """Nobody serves in its stead."""
+    rig = Rig(1, liveness=None)
+    (life,) = rig.begun()
+    rig.wait(100 * READY_WITHIN)
+    assert rig.team.wakes_at() is None
+    assert rig.of(Stop) == []
+    rig.ready(life)
+
+
+def test_a_supervisor_that_was_frozen_fails_no_reload():
+    """What begins has its whole time again, from when somebody looks."""
+    rig, _ = started(1, liveness=None)
+    rig.reload()
+    rig.now += 10 * READY_WITHIN
+    rig.team.overslept(rig.now)
+    rig.wait(0.0)
+    assert rig.team.is_rolling
+    rig.wait(READY_WITHIN)
     assert not rig.team.is_rolling

@@ -14,6 +14,7 @@ from meshrpc.workers.restarts import FIRST_DELAY, JITTER
 from meshrpc.workers.team import LIVENESS, Team
 
 MOST = 4
+READY_WITHIN = 8.0
 
 
 class Machine(RuleBasedStateMachine):
@@ -32,7 +33,7 @@ class Machine(RuleBasedStateMachine):
     @initialize(size=st.integers(1, MOST), free_ports=st.booleans(), seed=st.integers(0, 100))
     def begin(self, size, free_ports, seed):
         self.free_ports = free_ports
-        self.team = Team(size, rng=random.Random(seed))
+        self.team = Team(size, rng=random.Random(seed), ready_within=READY_WITHIN)
         self.carry_out(self.team.begin(self.now))
 
     def carry_out(self, actions):
@@ -169,6 +170,15 @@ class Machine(RuleBasedStateMachine):
     def one_is_replaced_at_a_time(self):
         if hasattr(self, "team"):
             assert sum(place.replacement is not None for place in self.team.places) <= 1
+
+    @invariant()
+    def no_reload_waits_for_ever(self):
+        """Whatever it waits for has a bound: to become ready, or to have drained."""
+        if not hasattr(self, "team") or not self.team.is_rolling:
+            return
+        for life in self.team.lives:
+            if life.stage is Stage.STARTING and life.key not in self.killed:
+                assert life.begun_at <= self.now < life.begun_at + READY_WITHIN
 
     @invariant()
     def whoever_is_told_to_leave_has_a_bound(self):
