@@ -22,11 +22,9 @@ from typing import Any
 import click
 
 import meshrpc
+from meshrpc import interrupts
 from meshrpc.errors import MeshError, PolicyError
 from meshrpc.workers.logs import log_to_stderr
-
-INTERRUPTED = 130
-"""The exit code of a command ended by Ctrl-C, as shells have it: 128 + SIGINT."""
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What is wrong with where the output goes, not with this program: a full disk, a lost terminal."""
@@ -71,6 +69,7 @@ class Commands(click.Group):
             return None
         module, _, attribute = SUBCOMMANDS[cmd_name].target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
+        interrupts.raise_exception()
         return command
 
     def format_commands(
@@ -91,7 +90,7 @@ class Commands(click.Group):
         except MeshError as error:
             raise Failure(" ".join(str(error).splitlines())) from error
         except KeyboardInterrupt:
-            ctx.exit(INTERRUPTED)
+            ctx.exit(interrupts.INTERRUPTED)
         except OSError as error:
             if error.errno not in _CANNOT_WRITE:
                 raise

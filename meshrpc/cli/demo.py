@@ -8,8 +8,8 @@ import sys
 import click
 from rich.console import Console
 
-from meshrpc.cli import INTERRUPTED
 from meshrpc.demo.scenario import Demo, Script
+from meshrpc.interrupts import INTERRUPTED
 
 
 @click.command()

@@ -38,7 +38,7 @@ _COLOURS = {
     **dict.fromkeys(("not_serving", "refused", "ejected", "transient_failure", "removed"), "red"),
     **dict.fromkeys(("stale", "bad_record", "duplicate_address", "unreachable"), "red"),
     **dict.fromkeys(("lease_near_expiry", "version_skew", "restarted"), "yellow"),
-    **dict.fromkeys(("died", "hung", "crash_loop"), "red"),
+    **dict.fromkeys(("died", "hung", "crash_loop", "reload_failed"), "red"),
 }
 
 

@@ -16,9 +16,12 @@ from meshrpc.settings import Settings
 from meshrpc.workers.announcing import Announcer
 from meshrpc.workers.logs import ENVIRONMENT as LOG_FORMAT
 from meshrpc.workers.logs import LogFormat, Who, log_to_stderr
+from meshrpc.workers.rolling import READY_WITHIN
 from meshrpc.workers.supervisor import Supervisor
 from meshrpc.workers.team import LIVENESS
 
+LONGEST_START = 86_400
+"""Seconds: a day. Whoever gives more means milliseconds."""
 MOST_WORKERS = 1_000
 """More is a slip of the finger, and would take the whole machine."""
 
@@ -66,6 +69,14 @@ class _Count(click.ParamType):  # type: ignore[type-arg]  # older click has no a
     is_flag=True,
     help="Replace the workers when a Python file in the folder changes; for development.",
 )
+@click.option(
+    "--ready-within",
+    type=click.IntRange(1, LONGEST_START),
+    metavar="SECONDS",
+    default=int(READY_WITHIN),
+    show_default=True,
+    help="How long a new worker of a reload may take to become ready before the reload has failed.",
+)
 @click.option("--control", metavar="HOST:PORT", help="The control service, or `none`.")
 @click.option("--registry", metavar="URL", help="Where the service registers.")
 @click.option("--namespace", metavar="NAME", help="The part of the registry it belongs to.")
@@ -86,6 +97,7 @@ def run(
     workers: tuple[int, int],
     app_dir: Path,
     reload: bool,
+    ready_within: int,
     log_format: LogFormat,
     **settings: str | None,
 ) -> None:
@@ -118,5 +130,6 @@ def run(
         watch=reload,
         # A breakpoint stops the event loop too: while developing, nobody is killed for that.
         liveness=None if reload else LIVENESS,
+        ready_within=ready_within,
         announcer=Announcer(service, environment, who=who),
     ).run()
