@@ -1,40 +1,34 @@
 """The library's end of the control stream: policies and instances, pushed as they change.
 
-One `Subscription` per process. It tells control what the process watches, hands what control
-pushes to the watches, and answers each push with what was taken and what was refused. When
-control is away everything stays as last known, and the stream is made again for ever, with
-jittered exponential backoff; nothing of that reaches a call. A new stream to the same control
-goes on where the last one ended: of the instances it brings what differs.
-
-What it does not do: decide what a policy means (`meshrpc.policy`), or doubt an instance set.
+One `Subscription` per process: the connections to control, and one stream. What the process watches,
+and what it makes of a push, `interests` knows; what is still to be told, `outgoing`. When control is
+away everything stays as last known, and the stream is made again for ever, with jittered exponential
+backoff; nothing of that reaches a call.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import grpc
 
 from meshrpc.absence import CONNECT_WITHIN, Absence, unreachable
+from meshrpc.backoff import backoff
 from meshrpc.clock import SYSTEM_CLOCK, Clock
-from meshrpc.errors import PolicyError
 from meshrpc.fleet_limits import FleetLimits, ShareReports
-from meshrpc.policy import load_document
+from meshrpc.interests import Interests
+from meshrpc.outgoing import Outgoing
 from meshrpc.policy.model import Policy
 from meshrpc.registry.registry import Snapshot, Watch
-from meshrpc.v1 import control_pb2, control_pb2_grpc, policy_pb2
-from meshrpc.watched import DoesNotFit, Resource, ResourceWatch, WatchedInstances
+from meshrpc.v1 import control_pb2, control_pb2_grpc
 
-BACKOFF_BASE = 0.2
-BACKOFF_MAX = 5.0
-"""Seconds between attempts: doubling from base to max, the upper half of it chance."""
 KEEPALIVE_MS = 1000
 """A control service that is frozen or cut off is noticed after two of these. Both ends take
 their options from here: a server answers pings that are too frequent for it by hanging up."""
@@ -42,8 +36,6 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """gRPC's 4 MiB would be the end at some ten thousand instances of one service."""
 CANCEL_AGAIN = 0.5
 """Seconds until a cancellation that nothing has come of is repeated."""
-MAX_REASON = 1000
-"""Characters of a refusal's reason that travel."""
 MAX_ANSWER_BYTES = 3 * 1024 * 1024
 """Control takes messages of 4 MiB: one that is larger would end the stream."""
 
@@ -63,11 +55,6 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 _log = logging.getLogger(__name__)
-
-_POLICY = control_pb2.Refusal.KIND_POLICY
-_INSTANCES = control_pb2.Refusal.KIND_INSTANCES
-
-T = TypeVar("T")
 
 
 class Subscription:
@@ -104,19 +91,16 @@ class Subscription:
         self._view = view
         self._clock = clock
         self._rng = rng
-        self._keep_policy = keep_policy or (lambda *_: None)
         self._limits = limits
-        self._policies: dict[str, Resource[Policy | None]] = {}
-        self._instances: dict[str, WatchedInstances] = {}
+        self._interests = Interests(
+            self._interest_changed, self.why_silent, keep_policy or (lambda *_: None)
+        )
         self._current = 0
         self._failures = 0
         self._channels: tuple[grpc.aio.Channel, ...] = ()
         self._task: asyncio.Task[None] | None = None
-        self._outgoing: asyncio.Queue[control_pb2.SubscribeRequest] | None = None
-        self._interest_is_due = False
+        self._outgoing: Outgoing | None = None
         self._revision = 0
-        self._epoch = ""
-        """In which the versions of the instance sets count; empty: control said none."""
         self._absence = Absence(clock)
 
     async def __aenter__(self) -> Self:
@@ -173,9 +157,9 @@ class Subscription:
 
     def __repr__(self) -> str:
         state = "connected" if self.connected else "away"
-        watches = len(self._policies) + len(self._instances)
         return (
-            f"<Subscription {self.address} {state} revision={self._revision} resources={watches}>"
+            f"<Subscription {self.address} {state} revision={self._revision} "
+            f"resources={len(self._interests)}>"
         )
 
     unreachable = staticmethod(unreachable)
@@ -193,53 +177,19 @@ class Subscription:
         control hears why, and this process keeps what it had. What is already known is handed
         over before this returns. `service` may be `*`.
         """
-        resource = self._policies.setdefault(service, Resource())
-        return self._watch(resource, service, on_policy)
+        return self._interests.watch_policy(service, on_policy)
 
     def watch_instances(self, service: str, on_snapshot: Callable[[Snapshot], None]) -> Watch:
         """Call `on_snapshot` with the service's instances, and with each later set.
 
         What is already known is handed over before this returns.
         """
-        resource = self._instances.setdefault(service, WatchedInstances(service))
-        return self._watch(resource, service, on_snapshot)
-
-    def _watch(self, resource: Resource[T], name: str, listener: Callable[[T], None]) -> Watch:
-        if not resource.listeners:
-            self._interest_changed()
-        watch = ResourceWatch(resource, listener, self._interest_changed, self.why_silent)
-        resource.listeners.append(watch)
-        try:
-            resource.catch_up(watch)
-        except Exception:  # noqa: BLE001 - whatever a watch raises is its own
-            # There is no push to refuse; later ones come all the same.
-            _log.exception("a watch of %s does not take what is known", name)
-        return watch
+        return self._interests.watch_instances(service, on_snapshot)
 
     def _interest_changed(self) -> None:
         """Tell control soon: watches made one after the other travel as one message."""
-        if self._outgoing is not None and not self._interest_is_due:
-            self._interest_is_due = True
-            asyncio.get_running_loop().call_soon(self._send_interest, context=contextvars.Context())
-
-    def _send_interest(self, *, is_first: bool = False) -> None:
-        self._interest_is_due = False
-        if self._outgoing is None:
-            return
-        # Forgotten only now: until control has been told otherwise it believes that we have
-        # these, and would not send them again to a watch made in between.
-        for resources in (self._policies, self._instances):
-            for name in [name for name, one in resources.items() if not one.listeners]:
-                del resources[name]
-        interest = control_pb2.Interest(
-            policies=sorted(self._policies), instances=sorted(self._instances)
-        )
-        if is_first and self._epoch:
-            interest.epoch = self._epoch
-            for name, resource in self._instances.items():
-                if resource.version:
-                    interest.held[name] = resource.version
-        self._outgoing.put_nowait(control_pb2.SubscribeRequest(interest=interest))
+        if self._outgoing is not None:
+            self._outgoing.tell("interest", self._interests.say)
 
     async def _run(self) -> None:
         while True:
@@ -251,16 +201,15 @@ class Subscription:
             except Exception as error:  # noqa: BLE001 - nothing may end the subscription
                 _log.debug("the control stream failed", exc_info=True)
                 self._absence.begin(self.address, error)
-            rounds = self._failures // len(self._addresses)
-            wait = min(BACKOFF_MAX, BACKOFF_BASE * 2 ** min(rounds, 10))
+            rounds = self._failures // len(self._addresses) + 1
             self._failures += 1
             self._current = (self._current + 1) % len(self._addresses)
-            await self._clock.sleep(wait * self._rng.uniform(0.5, 1.0))
+            await self._clock.sleep(backoff(rounds, self._rng))
 
     async def _converse(self) -> None:
         """Open the stream and take what control pushes, until it ends or fails."""
-        outgoing: asyncio.Queue[control_pb2.SubscribeRequest] = asyncio.Queue()
-        outgoing.put_nowait(control_pb2.SubscribeRequest(hello=self._hello))
+        outgoing = Outgoing()
+        outgoing.tell("hello", partial(control_pb2.SubscribeRequest, hello=self._hello))
         stub = control_pb2_grpc.ControlStub(self.channel)
         call = stub.Subscribe()
         writing = asyncio.create_task(_write(outgoing, call))
@@ -271,11 +220,13 @@ class Subscription:
             if not call.done():  # of a call that failed, the metadata is merely empty
                 self._outgoing = outgoing
                 self._absence.end(self.address)
-                self._send_interest(is_first=True)
+                self._interest_changed()
                 if self._limits is not None:
                     reports = ShareReports(
                         self._limits,
-                        lambda one: outgoing.put_nowait(control_pb2.SubscribeRequest(quota=one)),
+                        lambda one: outgoing.tell(
+                            "quota", partial(control_pb2.SubscribeRequest, quota=one)
+                        ),
                         clock=self._clock,
                     )
                     reporting = asyncio.create_task(reports.run())
@@ -283,17 +234,19 @@ class Subscription:
                 # Not sooner: what merely begins streams, and breaks them, is no control service.
                 self._failures = 0
                 self._revision = push.revision
-                self._count_in(push.epoch)
-                if push.nonce:
-                    answer = self._take(push)
-                    outgoing.put_nowait(control_pb2.SubscribeRequest(acknowledgement=answer))
+                if (taken := self._interests.take(push)) is not None:
+                    # Control waits for the answer to its last push, and no other counts.
+                    outgoing.tell(
+                        "acknowledgement",
+                        partial(control_pb2.SubscribeRequest, acknowledgement=taken),
+                    )
                 for question in push.questions:
-                    if (view := self._answer(question)) is not None:
-                        outgoing.put_nowait(control_pb2.SubscribeRequest(answer=view))
+                    outgoing.answer(question.id, partial(self._answer, question))
                 if reports is not None and push.HasField("quota"):
                     reports.take(push.quota)
         finally:
             self._outgoing = None
+            self._interests.stream_ended()
             call.cancel()
             tasks = [task for task in (writing, reporting) if task is not None]
             for task in tasks:
@@ -301,42 +254,7 @@ class Subscription:
             # To the end of all, so that nothing of the stream outlives it.
             await asyncio.gather(*tasks, call.code(), return_exceptions=True)
 
-    def _take(self, push: control_pb2.Push) -> control_pb2.Acknowledgement:
-        """Hand each resource to its watches; one that is refused holds back no other."""
-        answer = control_pb2.Acknowledgement(nonce=push.nonce)
-        for document in push.policies:
-            with _refusing(answer, _POLICY, document.service):
-                self._take_policy(document, answer)
-        for instance_set in push.instances:
-            with _refusing(answer, _INSTANCES, instance_set.service):
-                if (resource := self._instances.get(instance_set.service)) is not None:
-                    resource.take(instance_set)
-        return answer
-
-    def _take_policy(
-        self, document: policy_pb2.PolicyDocument, answer: control_pb2.Acknowledgement
-    ) -> None:
-        resource = self._policies.get(document.service)
-        if resource is None:
-            return  # the last watch closed while this was on its way
-        if not document.document:
-            resource.offer(None)
-            self._keep_policy(document.service, None)
-            return
-        source = f"policy of {document.service!r}"
-        loaded = load_document(document.document, source=source, lenient=True)
-        resource.offer(loaded.policy)
-        self._keep_policy(document.service, loaded.canonical)
-        answer.ignored.extend(f"{document.service}: {path}" for path in loaded.ignored)
-
-    def _count_in(self, epoch: str) -> None:
-        """Forget the versions of another control service: sets are whole again, and then count."""
-        if epoch != self._epoch:
-            self._epoch = epoch
-            for resource in self._instances.values():
-                resource.version = 0
-
-    def _answer(self, question: control_pb2.Question) -> control_pb2.Answer | None:
+    def _answer(self, question: control_pb2.Question) -> control_pb2.SubscribeRequest | None:
         view = control_pb2.ViewResponse()
         if self._view is not None:
             try:
@@ -351,27 +269,10 @@ class Subscription:
                 f"{len(view.instances) - shown} more instances do not fit into one answer"
             )
             del answer.view.instances[shown:]
-        return answer
+        return control_pb2.SubscribeRequest(answer=answer)
 
 
-async def _write(outgoing: asyncio.Queue[control_pb2.SubscribeRequest], call: Any) -> None:
-    """Write what is put into the queue; when the stream fails, its reader hears of it."""
+async def _write(outgoing: Outgoing, call: Any) -> None:
+    """Write what there is to tell; when the stream fails, its reader hears of it."""
     while True:
-        await call.write(await outgoing.get())
-
-
-@contextlib.contextmanager
-def _refusing(
-    answer: control_pb2.Acknowledgement, kind: control_pb2.Refusal.Kind, name: str
-) -> Iterator[None]:
-    """Turn what goes wrong with one resource into a refusal of that resource."""
-    try:
-        yield
-    except (PolicyError, DoesNotFit) as error:
-        reason = str(error)
-    except Exception as error:  # noqa: BLE001 - nor may one resource harm another
-        _log.exception("what control sent for %s cannot be taken", name)
-        reason = f"{type(error).__name__}: {error}"
-    else:
-        return
-    answer.refused.add(kind=kind, name=name, reason=reason[:MAX_REASON])
+        await call.write(await outgoing.next())

@@ -1,8 +1,7 @@
-"""The gRPC face of the pushes: one `Subscribe` stream per process, `View` and `Status`.
+"""The gRPC face of the delivery: one `Subscribe` stream per process, `View` and `Status`.
 
-What goes out when is decided in `pushes`; this module carries it out. Each stream has two tasks:
-the handler writes pushes, another reads what the process says. One more, for all, waits for what
-gathers and for answers that do not come.
+Each stream has two tasks: the handler writes what `delivery` has for the process, another reads what
+the process says and hands it on.
 """
 
 from __future__ import annotations
@@ -11,31 +10,23 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-from collections.abc import AsyncIterator, Collection
-from typing import Any, Final, cast
+from collections.abc import AsyncIterator
+from typing import Any, Final
 
 import grpc
-from google.protobuf.message import DecodeError
 
-from meshrpc.clock import Clock
-from meshrpc.control.content import Content
-from meshrpc.control.pushes import ANSWER_WITHIN, ProcessState, Pushes, State
-from meshrpc.control.quota import Quota
-from meshrpc.control.quota_member import Holder
+from meshrpc.control.delivery import Delivery
+from meshrpc.control.pushes import ANSWER_WITHIN, ProcessState, State
 from meshrpc.control.refusals import details, name_problem
-from meshrpc.control.store import Applied, PolicyStore
 from meshrpc.control.stream import Stream, StreamEnded
 from meshrpc.control.subscriber import Kind, Process, Resource, Subscriber
 from meshrpc.limits.shares import Claim
-from meshrpc.registry.leases import LeaseTable
-from meshrpc.registry.registry import LEASE
+from meshrpc.server.context import DecodingError
 from meshrpc.v1 import control_pb2
 
 DEFAULT_NAMESPACE: Final = "default"
 MAX_CLAIMS: Final = 20_000
 """Buckets of which one process may say what it wants: memory is bounded, whoever it is."""
-MAX_GRANT: Final = 1 << 63
-"""Grants of one stream: as many as nobody is ever given, and the next number fits its field."""
 VIEW_WITHIN: Final = 5.0
 """Seconds that a process has to say what it makes of a service."""
 
@@ -53,37 +44,17 @@ _log = logging.getLogger(__name__)
 
 
 class ControlService:
-    """Subscribers and what they are sent.
+    """What processes and commands ask of the delivery.
 
     Args:
-        store: where policies are read; its changes are pushed.
-        leases: where instances are read; whoever changes it calls `instances_changed`.
-        clock: monotonic time.
-        quota: who has which shares of rate limits; by default as of a control service that has
-            just started.
+        delivery: who is subscribed, and what each is sent.
     """
 
-    def __init__(
-        self,
-        store: PolicyStore,
-        leases: LeaseTable,
-        *,
-        clock: Clock,
-        quota: Quota | None = None,
-    ) -> None:
-        self._content = Content(store, leases)
-        self._clock = clock
-        self._pushes = Pushes()
-        self.quota = quota or Quota(clock.now())
-        """Who has which shares of rate limits over the fleet; to be read only."""
-        self._streams: dict[Subscriber, Stream] = {}
-        self._due_changed = asyncio.Event()
-        self._acknowledgements: dict[Resource, asyncio.Event] = {}
-        self._is_stopping = False
-        store.on_change = self._policies_changed
+    def __init__(self, delivery: Delivery) -> None:
+        self._delivery = delivery
 
     def __repr__(self) -> str:
-        return f"<ControlService {self._pushes!r}>"
+        return f"<ControlService {self._delivery.pushes!r}>"
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serve `meshrpc.v1.Control` there.
@@ -108,11 +79,6 @@ class ControlService:
         name = control_pb2.DESCRIPTOR.services_by_name["Control"].full_name
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
 
-    @property
-    def pushes(self) -> Pushes:
-        """Who is subscribed and how far each is."""
-        return self._pushes
-
     async def Subscribe(
         self, request_iterator: AsyncIterator[control_pb2.SubscribeRequest], context: Any
     ) -> None:
@@ -121,8 +87,8 @@ class ControlService:
         await context.send_initial_metadata(())
         requests = aiter(request_iterator)
         process = await self._hello(requests, context)
-        subscriber = self._pushes.join(process, self._clock.now())
-        stream = self._streams[subscriber] = Stream()
+        subscriber = self._delivery.join(process)
+        stream = self._delivery.stream(subscriber)
         reader = asyncio.create_task(
             self._read(requests, subscriber, stream),
             name=f"meshrpc reader of {process.instance}",
@@ -132,11 +98,7 @@ class ControlService:
             await self._write(context, subscriber, stream)
         finally:
             reader.cancel()
-            del self._streams[subscriber]
-            self.quota.leave(stream)
-            watched = tuple(subscriber.wants)
-            self._pushes.leave(subscriber)
-            self._dropped(watched)
+            self._delivery.leave(subscriber)
             # Last: it may be cancelled, and a subscriber left behind would hold up every drain.
             await asyncio.wait([reader])
         if stream.why_ended is not None:
@@ -146,7 +108,7 @@ class ControlService:
         self, requests: AsyncIterator[control_pb2.SubscribeRequest], context: Any
     ) -> Process:
         first = None
-        with contextlib.suppress(TimeoutError, DecodeError):
+        with contextlib.suppress(TimeoutError, DecodingError):
             async with asyncio.timeout(ANSWER_WITHIN):
                 first = await anext(requests, None)
         if first is None or first.WhichOneof("message") != "hello" or not first.hello.service:
@@ -170,12 +132,9 @@ class ControlService:
 
     async def _write(self, context: Any, subscriber: Subscriber, stream: Stream) -> None:
         while not stream.has_ended:
-            message = self._next_message(subscriber, stream)
+            stream.wake.clear()
+            message = self._delivery.next_message(subscriber)
             if message is None:
-                stream.wake.clear()
-                if self._is_stopping:
-                    stream.end(grpc.StatusCode.UNAVAILABLE, "the control service is stopping")
-                    return
                 await stream.wake.wait()
                 continue
             try:
@@ -183,20 +142,9 @@ class ControlService:
                 async with asyncio.timeout(ANSWER_WITHIN):
                     await context.write(message)
             except TimeoutError:
-                self._give_up(subscriber)
+                self._delivery.give_up(subscriber)
             except (grpc.aio.BaseError, asyncio.InvalidStateError):
                 stream.end()  # the connection is gone
-
-    def _next_message(self, subscriber: Subscriber, stream: Stream) -> bytes | None:
-        if questions := stream.questions():
-            return self._content.asking(questions)
-        if (grant := stream.grant()) is not None:
-            return self._content.giving(grant)
-        push = self._pushes.next_push(subscriber, self._content.revision, self._clock.now())
-        if push is None:
-            return None
-        self._due_changed.set()
-        return self._content.serialized(push)
 
     async def _read(
         self,
@@ -210,7 +158,7 @@ class ControlService:
                 stream.wake.set()
         except (grpc.aio.BaseError, asyncio.InvalidStateError):
             pass  # the connection is gone
-        except DecodeError:
+        except DecodingError:
             _log.warning("%s sent what is no message of this protocol", subscriber)
             stream.end(grpc.StatusCode.INVALID_ARGUMENT, "this is no message of this protocol")
         except Exception:  # noqa: BLE001 - one bad stream harms no other
@@ -232,58 +180,37 @@ class ControlService:
                     for one in answer.refused
                     if one.kind in _KINDS
                 }
-                for (kind, name), reason in refused.items():
-                    _log.warning("%s refuses the %s of %s: %s", subscriber, kind, name, reason)
-                taken = self._pushes.answered(
-                    subscriber,
-                    answer.nonce,
-                    self._clock.now(),
-                    refused=refused,
-                    ignored=answer.ignored,
-                )
-                self._acknowledged(taken)
+                self._delivery.answered(subscriber, answer.nonce, refused, answer.ignored)
             case "answer":
                 stream.answered(request.answer)
             case "quota":
-                self._reported(subscriber, stream, request.quota)
+                self._reported(subscriber, request.quota)
 
     def _interested(self, subscriber: Subscriber, interest: control_pb2.Interest) -> None:
         namespace = subscriber.process.namespace
         wanted = [Resource(Kind.POLICY, namespace, name) for name in interest.policies]
         wanted += [Resource(Kind.INSTANCES, namespace, name) for name in interest.instances]
         held = {}
-        if interest.epoch == self._content.epoch:
+        if interest.epoch == self._delivery.content.epoch:
             held = {
                 Resource(Kind.INSTANCES, namespace, name): version
                 for name, version in interest.held.items()
             }
-        dropped = subscriber.wants.keys() - set(wanted)
-        self._pushes.want(subscriber, {one: self._content.version(one) for one in wanted}, held)
-        self._dropped(dropped)
+        self._delivery.want(subscriber, wanted, held)
 
-    def _reported(
-        self, subscriber: Subscriber, stream: Stream, report: control_pb2.QuotaReport
-    ) -> None:
-        process = subscriber.process
-        if stream.has_ended or not process.instance:
-            return  # whoever is nobody in particular cannot be told apart from others
-        if report.grant > MAX_GRANT:
-            stream.end(grpc.StatusCode.INVALID_ARGUMENT, "no grant has this number")
-            return
+    def _reported(self, subscriber: Subscriber, report: control_pb2.QuotaReport) -> None:
         claims = [
             Claim(one.limit, one.key, one.demand, one.share, one.is_granted)
             for one in report.claims[:MAX_CLAIMS]
         ]
-        holder = Holder(process.namespace, process.service, process.instance)
-        self.quota.report(holder, stream, report.grant, claims, self._clock.now())
-        self._due_changed.set()
+        self._delivery.reported(subscriber, report.grant, claims)
 
     async def View(
         self, request: control_pb2.ViewRequest, context: Any
     ) -> control_pb2.ViewResponse:
         """Ask a connected process what it makes of a service's instances."""
         namespace = request.namespace or DEFAULT_NAMESPACE
-        subscriber = self._pushes.find(namespace, request.instance)
+        subscriber = self._delivery.find(namespace, request.instance)
         who = f"process {request.instance!r}"
         if subscriber is None:
             await context.abort(
@@ -296,7 +223,7 @@ class ControlService:
             raise AssertionError  # abort raises
         try:
             async with asyncio.timeout(VIEW_WITHIN):
-                return await self._streams[subscriber].ask(request.service)
+                return await self._delivery.stream(subscriber).ask(request.service)
         except TimeoutError:
             why = (
                 f"{who} has not answered within {VIEW_WITHIN:.0f} s: it hangs, "
@@ -311,98 +238,10 @@ class ControlService:
         self, request: control_pb2.StatusRequest, _context: Any
     ) -> control_pb2.StatusResponse:
         """Return how far each process of the namespace is."""
-        revision = self._content.revision
-        namespace = request.namespace or DEFAULT_NAMESPACE
-        rows = self._pushes.status(namespace, revision, self._clock.now())
-        return control_pb2.StatusResponse(revision=revision, processes=map(_to_wire, rows))
-
-    def instances_changed(self, namespace: str, service: str) -> None:
-        """Push what the lease table now has of the service."""
-        resource = Resource(Kind.INSTANCES, namespace, service)
-        self._changed(resource, self._content.version(resource))
-
-    def all_instances_changed(self) -> None:
-        """Push what the lease table now has of every service."""
-        for resource in self._pushes.wanted(Kind.INSTANCES):
-            self._changed(resource, self._content.version(resource))
-
-    async def until_acknowledged(self, namespace: str, service: str, within: float) -> bool:
-        """Wait until all who watch the service have what the lease table has now.
-
-        Returns False when that takes longer than `within` seconds.
-        """
-        resource = Resource(Kind.INSTANCES, namespace, service)
-        version = self._content.version(resource)
-        try:
-            async with asyncio.timeout(within):
-                while not self._pushes.acknowledged(namespace, service, version):
-                    event = self._acknowledgements.setdefault(resource, asyncio.Event())
-                    await event.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    async def run(self) -> None:
-        """End gatherings and give up on who does not answer, until cancelled."""
-        while True:
-            waits = (self._pushes.next_due(), self._content.next_due(), self.quota.next_due())
-            due = min((one for one in waits if one is not None), default=None)
-            self._due_changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with self._clock.timeout(None if due is None else due - self._clock.now()):
-                    await self._due_changed.wait()
-            now = self._clock.now()
-            self._wake(self._pushes.tick(now))
-            for subscriber in self._pushes.overdue(now):
-                self._give_up(subscriber)
-            self._content.forget(now)
-            for stream, grant in self.quota.grants(now):
-                cast("Stream", stream).give(grant)
-            for stream in self.quota.overdue():
-                cast("Stream", stream).end(
-                    grpc.StatusCode.DEADLINE_EXCEEDED, f"no word of its shares for {LEASE:.0f} s"
-                )
-
-    def stop(self) -> None:
-        """End every stream; the processes keep what they know and come back later."""
-        self._is_stopping = True
-        self._wake(tuple(self._streams))
-
-    def _give_up(self, subscriber: Subscriber) -> None:
-        if self._streams[subscriber].has_ended:
-            return
-        _log.warning("%s has not answered for %.0f s: given up", subscriber, ANSWER_WITHIN)
-        self._streams[subscriber].end(
-            grpc.StatusCode.DEADLINE_EXCEEDED,
-            f"a push was not answered within {ANSWER_WITHIN:.0f} s",
+        rows = self._delivery.status(request.namespace or DEFAULT_NAMESPACE)
+        return control_pb2.StatusResponse(
+            revision=self._delivery.content.revision, processes=map(_to_wire, rows)
         )
-
-    def _policies_changed(self, namespace: str, applied: Applied) -> None:
-        for service in applied.changed:
-            self._changed(Resource(Kind.POLICY, namespace, service), applied.revision)
-
-    def _changed(self, resource: Resource, version: int) -> None:
-        self._wake(self._pushes.changed(resource, version, self._clock.now()))
-        self._due_changed.set()
-
-    def _wake(self, subscribers: Collection[Subscriber]) -> None:
-        for subscriber in subscribers:
-            self._streams[subscriber].wake.set()
-
-    def _dropped(self, resources: Collection[Resource]) -> None:
-        """Let go of what a subscriber no longer wants: nobody waits for its answer."""
-        self._acknowledged(resources)
-        now = self._clock.now()
-        for resource in resources:
-            if not self._pushes.is_wanted(resource):
-                self._content.release(resource, now)
-                self._due_changed.set()
-
-    def _acknowledged(self, resources: Collection[Resource]) -> None:
-        for resource in resources:
-            event = self._acknowledgements.pop(resource, None)
-            if event is not None:
-                event.set()
 
 
 def _to_wire(row: ProcessState) -> control_pb2.ProcessStatus:

@@ -7,6 +7,7 @@ posts: it holds no gRPC object.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -33,6 +34,8 @@ MAX_DIGITS: Final = 18
 """Digits of a number in a query."""
 MAX_BODY: Final = 1 << 20
 """Bytes of a request."""
+BODY_WITHIN: Final = 10.0
+"""Seconds that they may take."""
 
 
 class HttpFace:
@@ -136,7 +139,13 @@ class HttpFace:
         # that a browser asks, and is not answered.
         if request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType(reason="events are posted as application/json")
-        body = await request.read()
+        try:
+            async with asyncio.timeout(BODY_WITHIN):
+                body = await request.read()
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(
+                reason=f"a request takes {BODY_WITHIN:g} s at most"
+            ) from None
         try:
             events = parse_events(json.loads(body))
         except RecursionError:
@@ -210,6 +219,8 @@ async def _json_errors(request: web.Request, handler: _Handler) -> web.StreamRes
             reason = error.reason
         allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
         return web.json_response({"error": reason}, status=error.status, headers=allow)
+    except ConnectionError:
+        raise  # the client has gone, in the middle of a request: there is nobody to answer
     except Exception:  # noqa: BLE001 - of one request, and it is logged
         _log.exception("cannot answer %s %s", request.method, request.path[:MAX_SHOWN])
         return web.json_response({"error": "this is a bug; the log has it"}, status=500)

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
+from functools import partial
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -31,6 +32,9 @@ CREATE TABLE IF NOT EXISTS instances (
     PRIMARY KEY (namespace, service, id)
 ) WITHOUT ROWID;
 """
+
+TABLES: Final = ("instances",)
+"""What comes back by itself if it is lost: who runs registers again, within seconds."""
 
 WRITE_WITHIN = 1.0
 """Seconds that somebody waits for the disk."""
@@ -63,11 +67,7 @@ class InstanceRecords:
 
     async def load(self) -> tuple[Instance, ...]:
         """Return every record; one that cannot be read is left out, and dropped."""
-        rows = await self._database.run(
-            lambda connection: connection.execute(
-                "SELECT namespace, service, id, record FROM instances"
-            ).fetchall()
-        )
+        rows = await self._database.run(_read)
         instances = []
         for *key, record in rows:
             try:
@@ -138,6 +138,15 @@ class InstanceRecords:
             raise
         finally:
             tried.set()
+
+
+def _read(connection: sqlite3.Connection) -> list[tuple[str, str, str, bytes]]:
+    # A name that is no text any more costs one record, not all of them.
+    connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+    try:
+        return connection.execute("SELECT namespace, service, id, record FROM instances").fetchall()
+    finally:
+        connection.text_factory = str
 
 
 def _write(connection: sqlite3.Connection, batch: dict[_Key, Instance | None]) -> None:

@@ -13,7 +13,8 @@ from typing import Any, Final
 import grpc
 
 from meshrpc.clock import Clock
-from meshrpc.control.control_service import DEFAULT_NAMESPACE, ControlService
+from meshrpc.control.control_service import DEFAULT_NAMESPACE
+from meshrpc.control.delivery import Delivery
 from meshrpc.control.health_checks import HealthChecks
 from meshrpc.control.records import InstanceRecords
 from meshrpc.control.refusals import details, name_problem
@@ -45,7 +46,7 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
     Args:
         leases: the table; nothing else changes it.
         records: what of it survives a restart.
-        control: hears of every change, and knows who has taken it.
+        delivery: hears of every change, and knows who has taken it.
         clock: monotonic time.
     """
 
@@ -53,13 +54,13 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         self,
         leases: LeaseTable,
         records: InstanceRecords,
-        control: ControlService,
+        delivery: Delivery,
         *,
         clock: Clock,
     ) -> None:
         self._leases = leases
         self._records = records
-        self._control = control
+        self._delivery = delivery
         self._clock = clock
         self._looked = clock.now()
         self.checks = HealthChecks(leases, self._found, clock=clock)
@@ -84,7 +85,7 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         except StaleIncarnation as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, details(str(error)))
         if is_changed:
-            self._control.instances_changed(instance.namespace, instance.service)
+            self._delivery.instances_changed(instance.namespace, instance.service)
         return registry_pb2.RegisterResponse()
 
     async def _register(self, instance: Instance, lease: float) -> bool:
@@ -147,7 +148,7 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
             self._changed(namespace, request.service, request.id)
         within = request.acknowledge_within_seconds
         within = min(within, MAX_ACKNOWLEDGE_WITHIN) if within > 0 else 0.0
-        acknowledged = await self._control.until_acknowledged(namespace, request.service, within)
+        acknowledged = await self._delivery.until_acknowledged(namespace, request.service, within)
         await self._records.written()  # who has left does not come back with a restart
         return registry_pb2.DeregisterResponse(acknowledged=acknowledged)
 
@@ -195,7 +196,7 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
 
     def _changed(self, namespace: str, service: str, id_: str) -> None:
         self._remember(namespace, service, id_)
-        self._control.instances_changed(namespace, service)
+        self._delivery.instances_changed(namespace, service)
 
     def _remember(self, namespace: str, service: str, id_: str) -> None:
         """Bring the disk in step with the table."""
@@ -221,7 +222,7 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
             self._leases.renew_all(now)
         if self._leases.recover(now):
             _log.info("whoever has not come back since this service started is gone now")
-            self._control.all_instances_changed()
+            self._delivery.all_instances_changed()
         if (due := self._leases.next_expiry()) is None or due > now:
             return
         gone = self._leases.expire(now)
@@ -229,7 +230,7 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
             _log.info("the lease of %s of %s ran out", instance.id, instance.service)
             self._remember(instance.namespace, instance.service, instance.id)
         for namespace, service in {(one.namespace, one.service) for one in gone}:
-            self._control.instances_changed(namespace, service)
+            self._delivery.instances_changed(namespace, service)
 
 
 def _problem(wire: registry_pb2.Instance, lease: float) -> str:

@@ -1,50 +1,40 @@
-"""What becomes of a damaged SQLite file: it is moved aside, never deleted, and the rest lives on.
+"""What is taken along of a damaged SQLite file: every table that is whole, and none by halves.
 
-Of its tables those that SQLite finds whole are copied into the new file. Of one that is not, and of
-one that refers to such a one, nothing is: half of a history would bring back what was changed since.
+Half of a history would bring back what was changed since, or look as if the rest had been deleted. So a
+table that is damaged is lost as a whole, which only those may be whose content comes back by itself.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import sqlite3
+from collections.abc import Collection
 from pathlib import Path
-
-OWN_SUFFIXES = (".db", ".sqlite", ".sqlite3")
-"""Of files that are taken for a database even if their first bytes are overwritten."""
-
-_MAGIC = b"SQLite format 3\0"
-_PARTS = ("", "-wal", "-shm")
-"""Suffixes of the files that make up one database."""
 
 
 class DamagedError(Exception):
-    """The file is a database, but not what it was."""
+    """The file is not what it was, or never was a database of ours."""
 
 
-def move_aside(file: Path) -> Path | None:
-    """Rename a damaged database; None: it was never one, or cannot be renamed."""
-    try:
-        with file.open("rb") as content:
-            if content.read(len(_MAGIC)) != _MAGIC and file.suffix not in OWN_SUFFIXES:
-                return None
-        names = (f"{file.name}.damaged-{number}" for number in itertools.count(1))
-        aside = next(new for name in names if not (new := file.with_name(name)).exists())
-        for part in _PARTS:
-            with contextlib.suppress(FileNotFoundError):
-                file.with_name(file.name + part).rename(f"{aside}{part}")
-    except OSError:
-        return None
+def set_aside(file: Path) -> Path:
+    """Copy a damaged database, which nobody has open, to a name of its own; return that."""
+    names = (f"{file.name}.damaged-{number}" for number in itertools.count(1))
+    aside = next(new for name in names if not (new := file.with_name(name)).exists())
+    shutil.copy2(file, aside)
     return aside
 
 
-def take_along(damaged: Path, connection: sqlite3.Connection) -> list[str]:
-    """Copy the tables that are whole into a new database that has them; return which were lost."""
+def take_along(damaged: Path, connection: sqlite3.Connection, renewable: Collection[str]) -> None:
+    """Copy the tables that are whole into a new database that has them.
+
+    Raises:
+        DamagedError: one that is not whole does not come back by itself.
+    """
     names = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
     # A table comes after those that it refers to.
     tables = [name for (name,) in connection.execute(f"{names} ORDER BY rowid")]
-    lost = []
     with contextlib.closing(sqlite3.connect(damaged)) as source:
         for table in tables:
             connection.execute("BEGIN IMMEDIATE")
@@ -53,18 +43,27 @@ def take_along(damaged: Path, connection: sqlite3.Connection) -> list[str]:
                 connection.execute("COMMIT")
             except (DamagedError, sqlite3.Error):
                 connection.execute("ROLLBACK")
-                lost.append(table)
-    return sorted(lost)
+                if table not in renewable:
+                    raise
+        # The numbers given out, also those of rows that are gone: none is given out twice.
+        given = source.execute("SELECT name, seq FROM sqlite_sequence").fetchall()
+        connection.execute("DELETE FROM sqlite_sequence")
+        connection.executemany("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", given)
+
+
+def require_whole(connection: sqlite3.Connection, table: str) -> None:
+    """Raise a `DamagedError` unless the table is whole, and has all that it refers to."""
+    # The names are those of our own schema.
+    (verdict,) = connection.execute(f"PRAGMA quick_check({table})").fetchone()
+    if verdict != "ok":
+        raise DamagedError(f"table {table}: {verdict.splitlines()[-1]}")
+    if connection.execute(f"PRAGMA foreign_key_check({table})").fetchone() is not None:
+        raise DamagedError(f"table {table}: what it refers to is lost")
 
 
 def _copy(source: sqlite3.Connection, connection: sqlite3.Connection, table: str) -> None:
-    (verdict,) = source.execute(f"PRAGMA quick_check({table})").fetchone()
-    if verdict != "ok":
-        raise DamagedError(verdict)
+    require_whole(source, table)
     columns = [column for _, column, *_ in connection.execute(f"PRAGMA table_info({table})")]
-    # The names are those of our own schema.
     rows = source.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall()  # noqa: S608
     values = ", ".join("?" * len(columns))
     connection.executemany(f"INSERT INTO {table} VALUES ({values})", rows)  # noqa: S608
-    if connection.execute(f"PRAGMA foreign_key_check({table})").fetchone() is not None:
-        raise DamagedError("what it refers to is lost")

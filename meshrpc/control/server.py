@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Coroutine
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 import grpc
 from aiohttp import web
@@ -24,8 +24,10 @@ from meshrpc.control import records as records_module
 from meshrpc.control import store as store_module
 from meshrpc.control.control_service import ControlService
 from meshrpc.control.database import Database
+from meshrpc.control.delivery import Delivery
 from meshrpc.control.events import EventLog
 from meshrpc.control.http import HttpFace
+from meshrpc.control.http_connections import bounded
 from meshrpc.control.policy_service import PolicyService
 from meshrpc.control.records import InstanceRecords
 from meshrpc.control.registry_service import RegistryService
@@ -34,9 +36,12 @@ from meshrpc.errors import ControlError, SettingsError
 from meshrpc.registry.instance import Instance
 from meshrpc.registry.leases import LeaseTable
 from meshrpc.registry.registry import LEASE
+from meshrpc.server.handler import HandlerTable
+from meshrpc.server.intake import create_server
 from meshrpc.server.listening import require_free
+from meshrpc.server.options import control_options, most_http_connections
+from meshrpc.server.request_arrival import request_timeout
 from meshrpc.settings import DEFAULT_CONTROL_HTTP_PORT, DEFAULT_CONTROL_PORT, parse_address
-from meshrpc.subscription import KEEPALIVE_MS
 from meshrpc.v1 import policy_pb2_grpc, registry_pb2_grpc
 
 GRACE: Final = 1.0
@@ -44,26 +49,9 @@ GRACE: Final = 1.0
 RECOVERY: Final = LEASE
 """Seconds after the start in which no lease runs out and callers let go of nobody: who was
 registered before has this long to come back, whether or not this service remembers it."""
-MAX_PENDING: Final = 5_000
-"""Calls that may wait for their turn: what takes half of the 5 s for which their callers wait. More
-would be worked off for nobody."""
-SILENT_MS: Final = 10_000
-"""A subscriber's connection that is silent for this long, and for this long again after a ping,
-is gone: its process was cut off or stopped."""
-
-SERVER_OPTIONS: Final = (
-    # Two control services on one port would each have half of the subscribers.
-    ("grpc.so_reuseport", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
-    ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.keepalive_permit_without_calls", 1),
-    # Beyond a thousand that wait, gRPC cancels some by chance, unless told otherwise: those of a
-    # fleet that comes back after an outage would have to try again.
-    ("grpc.server.max_pending_requests", MAX_PENDING),
-    ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING),
-    ("grpc.keepalive_time_ms", SILENT_MS),
-    ("grpc.http2.ping_timeout_ms", SILENT_MS),
-)
+HTTP_IDLE: Final = 75.0
+"""Seconds that an HTTP connection may be silent, or take for the head of a request."""
+_A_DAY: Final = 86_400.0
 
 _log = logging.getLogger(__name__)
 
@@ -162,7 +150,7 @@ class ControlServer:
     async def _open(self, stack: contextlib.AsyncExitStack) -> None:
         """Open every part; `stack` closes them in the opposite order."""
         schema = store_module.SCHEMA + records_module.SCHEMA
-        database = await Database.open(self._store_url, schema)
+        database = await Database.open(self._store_url, schema, renewable=records_module.TABLES)
         stack.push_async_callback(database.close)
         store = await PolicyStore.load(database)
         records = InstanceRecords(database, clock=self._clock)
@@ -171,26 +159,31 @@ class ControlServer:
         leases.restore(await _load(records), now)
         stack.push_async_callback(_flush, records)
 
-        control = ControlService(store, leases, clock=self._clock)
-        registry = RegistryService(leases, records, control, clock=self._clock)
+        delivery = Delivery(store, leases, clock=self._clock)
+        registry = RegistryService(leases, records, delivery, clock=self._clock)
         self._tasks = [
-            await stack.enter_async_context(_running(control.run(), "meshrpc pushes")),
+            await stack.enter_async_context(_running(delivery.run(), "meshrpc pushes")),
             await stack.enter_async_context(_running(registry.run(), "meshrpc leases")),
             await stack.enter_async_context(_running(registry.checks.run(), "meshrpc checks")),
             await stack.enter_async_context(_running(records.run(), "meshrpc records")),
         ]
 
-        server = grpc.aio.server(options=SERVER_OPTIONS)
-        control.add_to(server)
-        registry_pb2_grpc.add_RegistryServicer_to_server(registry, server)
-        policy_pb2_grpc.add_PolicyStoreServicer_to_server(PolicyService(store), server)
+        table = HandlerTable()
+        ControlService(delivery).add_to(cast("grpc.aio.Server", table))
+        registry_pb2_grpc.add_RegistryServicer_to_server(registry, table)
+        policy_pb2_grpc.add_PolicyStoreServicer_to_server(PolicyService(store), table)
+        options = control_options()
+        table.wrap(clock=self._clock, request_timeout=request_timeout(dict(options)))
+        server, _ = create_server((table,), options)
         grpc_address = self._listen.bind(server)
         stack.push_async_callback(server.stop, GRACE)
-        stack.callback(control.stop)  # ends the streams, so that the grace is not spent on them
+        stack.callback(delivery.stop)  # ends the streams, so that the grace is not spent on them
         await server.start()
+        ending = _running(_until_broken(server), "meshrpc control server")
+        self._tasks.append(await stack.enter_async_context(ending))
 
         events = EventLog(started=time.time())
-        face = HttpFace(store, leases, control.pushes, control.quota, events, clock=self._clock)
+        face = HttpFace(store, leases, delivery.pushes, delivery.quota, events, clock=self._clock)
         http_address = await self._http.serve(face.application(), stack)
         for listen in (self._listen, self._http):
             if not listen.is_loopback:
@@ -240,15 +233,22 @@ class _Listen:
     async def serve(self, application: web.Application, stack: contextlib.AsyncExitStack) -> str:
         """Listen with HTTP until `stack` closes; return the address with the real port."""
         self._require_free()
-        runner = web.AppRunner(application, access_log=None, logger=_no_log, shutdown_timeout=GRACE)
+        runner = web.AppRunner(
+            application,
+            access_log=None,
+            logger=_no_log,
+            shutdown_timeout=GRACE,
+            keepalive_timeout=HTTP_IDLE,
+        )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, self._host.strip("[]"), self._port)
+        loop, accept = asyncio.get_running_loop(), bounded(runner, most_http_connections())
         try:
-            await site.start()
+            listening = await loop.create_server(accept, self._host.strip("[]"), self._port)
         except OSError as error:
             raise SettingsError(f"{self}: {error}") from error
-        return f"{self._host}:{runner.addresses[0][1]}"
+        stack.callback(listening.close)
+        return f"{self._host}:{listening.sockets[0].getsockname()[1]}"
 
     def _require_free(self) -> None:
         require_free(self._address, f"choose another with {self._option}")
@@ -262,6 +262,14 @@ async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def _until_broken(server: grpc.aio.Server) -> None:
+    """Raise when gRPC's server ends by itself, which only a fault in it can bring about."""
+    # Without a timeout, whoever stops waiting would cancel what the server's own end waits for.
+    while await server.wait_for_termination(_A_DAY):
+        pass
+    raise RuntimeError("gRPC's server has ended by itself")
 
 
 async def _load(records: InstanceRecords) -> tuple[Instance, ...]:

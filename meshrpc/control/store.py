@@ -9,12 +9,14 @@ documents stand in memory: reading needs no disk, and goes on when the disk is f
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from meshrpc.control.database import Database
+from meshrpc.control.salvage import DamagedError
 
 # AUTOINCREMENT is SQLite's promise never to give out a number again.
 SCHEMA: Final = """
@@ -78,11 +80,13 @@ class PolicyStore:
         """Read the current documents of a database that has `SCHEMA`."""
 
         def read(connection: sqlite3.Connection) -> tuple[list[StoredPolicy], int]:
-            rows = connection.execute(_CURRENT).fetchall()
+            policies = [StoredPolicy(*row) for row in connection.execute(_CURRENT).fetchall()]
+            for stored in policies:
+                _require_readable(stored)
             (revision,) = connection.execute(
                 "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'revisions'"
             ).fetchone()
-            return [StoredPolicy(*row) for row in rows], revision
+            return policies, max([revision, *(stored.revision for stored in policies)])
 
         policies, revision = await database.run(read)
         return cls(database, {(one.namespace, one.service): one for one in policies}, revision)
@@ -161,3 +165,14 @@ class PolicyStore:
             if self.on_change is not None:
                 self.on_change(namespace, applied)
             return applied
+
+
+def _require_readable(stored: StoredPolicy) -> None:
+    """Find bytes that were changed inside of a document: SQLite does not."""
+    try:
+        if stored.document:
+            json.loads(stored.document)
+    except ValueError as error:
+        raise DamagedError(
+            f"the policy of {stored.service} in namespace {stored.namespace} cannot be read: {error}"
+        ) from error

@@ -86,10 +86,13 @@ async def test_a_port_in_use_is_one_line(start, option):
         (["--listen", "0.0.0.0:0"], "--insecure"),
         (["--http", "here"], "an address is host:port"),
         (["--store", "nowhere"], "sqlite:PATH"),
+        (["--store", "sqlite:notes.txt"], "it is not a database: is the path right?"),
     ],
 )
-async def test_what_it_cannot_do_is_one_line(start, arguments, complaint):
-    """An address open to others, no address, no store: exit code 1 and one line with the remedy."""
+async def test_what_it_cannot_do_is_one_line(start, tmp_path, arguments, complaint):
+    """An address open to others, no address, no store, a damaged one: exit code 1 and one line
+    with the remedy."""
+    (tmp_path / "notes.txt").write_text("no database")
     process = await start("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *arguments)
     async with asyncio.timeout(PATIENCE):
         _, errors = await process.communicate()

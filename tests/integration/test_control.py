@@ -19,6 +19,7 @@ from meshrpc.control import instance_sets, policy_service, pushes, records, stor
 from meshrpc.control.client import ControlClient
 from meshrpc.control.control_service import ControlService
 from meshrpc.control.database import Database
+from meshrpc.control.delivery import Delivery
 from meshrpc.control.policy_service import MAX_DOCUMENT
 from meshrpc.control.registry_service import RegistryService
 from meshrpc.control.server import ControlServer
@@ -336,9 +337,9 @@ async def test_of_what_nobody_watches_any_more_nothing_is_kept(virtual_clock):
     database = await Database.open("sqlite::memory:", records.SCHEMA + store.SCHEMA)
     leases = LeaseTable()
     policies = await store.PolicyStore.load(database)
-    control = ControlService(policies, leases, clock=virtual_clock)
+    delivery = Delivery(policies, leases, clock=virtual_clock)
     server = grpc.aio.server()
-    control.add_to(server)
+    ControlService(delivery).add_to(server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     client = Client(f"127.0.0.1:{port}")
@@ -347,20 +348,20 @@ async def test_of_what_nobody_watches_any_more_nothing_is_kept(virtual_clock):
     for process in processes:
         await process.want(instances=services)
         await process.sets()
-    assert "services=3 unwatched=0" in repr(control._content)
+    assert "services=3 unwatched=0" in repr(delivery.content)
     await processes[0].want(instances=services[:1])
     await processes[1].want(instances=services[1:2])
-    running = asyncio.create_task(control.run())
+    running = asyncio.create_task(delivery.run())
     async with asyncio.timeout(PATIENCE):
         for process, unwatched in ((None, 1), *zip(processes, (2, 3), strict=True)):
             if process is not None:
                 process.call.cancel()
-            while f"services=3 unwatched={unwatched}" not in repr(control._content):  # noqa: ASYNC110
+            while f"services=3 unwatched={unwatched}" not in repr(delivery.content):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     await virtual_clock.advance(instance_sets.KEPT - 1.0)
-    assert "services=3" in repr(control._content)
+    assert "services=3" in repr(delivery.content)
     await virtual_clock.advance(2.0)
-    assert "services=0 unwatched=0" in repr(control._content)
+    assert "services=0 unwatched=0" in repr(delivery.content)
     running.cancel()
     await client.channel.close()
     await server.stop(None)
@@ -372,7 +373,7 @@ async def test_a_stream_that_ends_and_is_cancelled_at_once_leaves_no_subscriber(
     """Its process has gone; it would stand as pending for ever, and every drain would wait for it."""
     database = await Database.open("sqlite::memory:", records.SCHEMA + store.SCHEMA)
     policies = await store.PolicyStore.load(database)
-    service = ControlService(policies, LeaseTable(), clock=SYSTEM_CLOCK)
+    delivery = Delivery(policies, LeaseTable(), clock=SYSTEM_CLOCK)
     ended = asyncio.Event()
 
     async def requests():
@@ -380,16 +381,16 @@ async def test_a_stream_that_ends_and_is_cancelled_at_once_leaves_no_subscriber(
         yield control_pb2.SubscribeRequest(hello=hello)
         await ended.wait()
 
-    serving = asyncio.create_task(service.Subscribe(requests(), SilentContext()))
+    serving = asyncio.create_task(ControlService(delivery).Subscribe(requests(), SilentContext()))
     await settled()
-    assert len(service.pushes.status("default", 0, 0.0)) == 1
+    assert len(delivery.pushes.status("default", 0, 0.0)) == 1
     ended.set()
     for _ in range(steps):
         await asyncio.sleep(0)
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
     await database.close()
-    assert not service.pushes.status("default", 0, 0.0)
+    assert not delivery.pushes.status("default", 0, 0.0)
 
 
 class SilentContext:
@@ -626,9 +627,9 @@ async def test_a_service_that_stood_still_expires_nobody(virtual_clock, caplog):
     database = await Database.open("sqlite::memory:", records.SCHEMA + store.SCHEMA)
     leases = LeaseTable()
     policies = await store.PolicyStore.load(database)
-    control = ControlService(policies, leases, clock=virtual_clock)
+    delivery = Delivery(policies, leases, clock=virtual_clock)
     kept = records.InstanceRecords(database)
-    service = RegistryService(leases, kept, control, clock=virtual_clock)
+    service = RegistryService(leases, kept, delivery, clock=virtual_clock)
     instance = Instance(id="p1", service="payment", address="127.0.0.1:1")
     now = virtual_clock.now()
     leases.register(instance, now)
@@ -648,9 +649,9 @@ async def test_the_first_renewal_after_standing_still_is_in_time(virtual_clock):
     database = await Database.open("sqlite::memory:", records.SCHEMA + store.SCHEMA)
     leases = LeaseTable()
     policies = await store.PolicyStore.load(database)
-    control = ControlService(policies, leases, clock=virtual_clock)
+    delivery = Delivery(policies, leases, clock=virtual_clock)
     kept = records.InstanceRecords(database)
-    service = RegistryService(leases, kept, control, clock=virtual_clock)
+    service = RegistryService(leases, kept, delivery, clock=virtual_clock)
     instance = Instance(id="p1", service="payment", address="127.0.0.1:1")
     leases.register(instance, virtual_clock.now())
     await virtual_clock.advance(60.0)

@@ -11,8 +11,8 @@ import grpc
 import pytest
 
 from meshrpc.control import health_checks, records, store
-from meshrpc.control.control_service import ControlService
 from meshrpc.control.database import Database
+from meshrpc.control.delivery import Delivery
 from meshrpc.control.registry_service import RegistryService
 from meshrpc.control.server import ControlServer
 from meshrpc.registry.instance import Health, Instance, State
@@ -121,10 +121,10 @@ class Parts:
 async def parts(clock, leases: LeaseTable | None = None):
     database = await Database.open("sqlite::memory:", records.SCHEMA + store.SCHEMA)
     leases = leases or LeaseTable()
-    control = ControlService(await store.PolicyStore.load(database), leases, clock=clock)
+    delivery = Delivery(await store.PolicyStore.load(database), leases, clock=clock)
     kept = records.InstanceRecords(database)
     try:
-        yield Parts(RegistryService(leases, kept, control, clock=clock), leases, kept, database)
+        yield Parts(RegistryService(leases, kept, delivery, clock=clock), leases, kept, database)
     finally:
         await database.close()
 
@@ -279,8 +279,8 @@ async def test_a_disk_that_is_full_keeps_nobody_out_and_is_caught_up_with(url, m
     databases = []
     open_database = Database.open
 
-    async def remember(*args):
-        databases.append(await open_database(*args))
+    async def remember(*args, **named):
+        databases.append(await open_database(*args, **named))
         return databases[-1]
 
     monkeypatch.setattr(Database, "open", remember)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import tracemalloc
 
 import grpc
 import pytest
@@ -15,6 +16,7 @@ from meshrpc.control import control_service
 from meshrpc.control.client import ControlClient
 from meshrpc.control.server import ControlServer
 from meshrpc.errors import ControlError, PolicyError, Problem, RegistryError, StaleIncarnation
+from meshrpc.limits.shares import Claim
 from meshrpc.registry.embedded import EmbeddedRegistry
 from meshrpc.registry.instance import Instance, State
 from meshrpc.subscription import Subscription
@@ -183,13 +185,13 @@ async def test_what_changed_arrives_and_the_rest_stays_the_same_objects(caplog):
 def sets_taken_by(subscribed: Subscription) -> list[int]:
     """The bases of the instance sets that arrive from now on."""
     bases: list[int] = []
-    take = subscribed._take
+    take = subscribed._interests.take
 
-    def noting(push: control_pb2.Push) -> control_pb2.Acknowledgement:
+    def noting(push: control_pb2.Push) -> control_pb2.Acknowledgement | None:
         bases.extend(one.base for one in push.instances)
         return take(push)
 
-    subscribed._take = noting
+    subscribed._interests.take = noting
     return bases
 
 
@@ -704,6 +706,189 @@ async def test_a_watch_says_why_control_is_silent():
         async with control(port_of(address)):
             await until(lambda: watch.why_silent() is None)
         await until(lambda: watch.why_silent() is not None)
+
+
+# While control is slow, or away
+
+
+CHANGES = 10_000
+
+
+class _Deaf(control_pb2_grpc.ControlServicer):
+    """A control service that lets a stream begin, and reads nothing of it until it is told to."""
+
+    def __init__(self) -> None:
+        self.reads = asyncio.Event()
+        self.interests: list[control_pb2.Interest] = []
+        self.reports: list[control_pb2.QuotaReport] = []
+
+    async def Subscribe(self, request_iterator, context) -> None:
+        await context.send_initial_metadata(())
+        await self.reads.wait()
+        async for request in request_iterator:
+            match request.WhichOneof("message"):
+                case "interest":
+                    self.interests.append(request.interest)
+                case "quota":
+                    self.reports.append(request.quota)
+
+
+class _Limits:
+    """Rate limits over the fleet of which something else is wanted each time they are looked at."""
+
+    has_fleet_limits = True
+
+    def __init__(self) -> None:
+        self.demand = 0
+
+    def look(self) -> bool:
+        self.demand += 1
+        return True
+
+    def claims(self) -> tuple[Claim, ...]:
+        return (Claim("per-caller", b"*", self.demand, 0, is_granted=False),)
+
+    def take_shares(self, shares) -> None:
+        pass
+
+
+async def test_what_a_control_service_does_not_read_does_not_pile_up():
+    """Ten thousand changes take no memory that stays, and then the newest of all is told."""
+    deaf, limits = _Deaf(), _Limits()
+    server = grpc.aio.server()
+    control_pb2_grpc.add_ControlServicer_to_server(deaf, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    hello = control_pb2.Hello(service="order", instance="o1")
+    subscribed = Subscription(
+        [f"127.0.0.1:{port}"], hello, clock=QuickClock(), rng=random.Random(1), limits=limits
+    )
+    # So long that a few of them are all that the connection takes.
+    policies = sorted(f"{'policy-' * 20}{number}" for number in range(200))
+    sizes = []
+    async with subscribed:
+        for name in policies:
+            subscribed.watch_policy(name, lambda _: None)
+        await until(lambda: subscribed.connected)
+        tracemalloc.start()
+        try:
+            for number in range(1, CHANGES + 1):
+                subscribed.watch_instances(f"service-{number}", lambda _: None).close()
+                await asyncio.sleep(0)  # so that each would be a message of its own
+                if number in (CHANGES // 10, CHANGES):
+                    sizes.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+        assert len(subscribed._outgoing) <= 2
+        # One kept for each change would be two hundred megabytes.
+        assert sizes[1] - sizes[0] < 500_000
+        subscribed.watch_instances("payment", lambda _: None)
+        demand = limits.demand
+        deaf.reads.set()
+        await until(lambda: deaf.interests and deaf.interests[-1].instances == ["payment"])
+        await until(lambda: deaf.reports and deaf.reports[-1].claims[0].demand >= demand)
+        assert deaf.interests[-1].policies == policies
+        assert len(deaf.interests) < CHANGES // 10
+        assert "resources=201" in repr(subscribed)
+    await server.stop(None)
+
+
+async def test_what_is_watched_for_a_moment_while_control_is_away_leaves_nothing():
+    """Ten thousand watches later it tells control what is watched then, and knows what it knew."""
+    async with contextlib.AsyncExitStack() as stack:
+        async with control() as server:
+            address = server.address
+            subscribed = await stack.enter_async_context(subscription(address))
+            heard = Heard()
+            watch = subscribed.watch_policy("payment", heard)
+            assert await heard.next() is None
+            await apply(address, document(timeout="2s"))
+            assert (await heard.next()).timeout == 2.0
+        await until(lambda: not subscribed.connected)
+        for number in range(CHANGES):
+            subscribed.watch_instances(f"service-{number}", lambda _: None).close()
+            subscribed.watch_policy(f"service-{number}", lambda _: None).close()
+        watch.close()
+        assert "resources=1>" in repr(subscribed)
+        again, late = Heard(), Heard()
+        subscribed.watch_policy("payment", again)
+        assert [policy.timeout for policy in again.all] == [2.0]
+        subscribed.watch_policy("order", late)
+        async with control(port_of(address)):
+            assert await late.next() is None
+            row = await settled(address, SYNCED)
+            assert "resources=2>" in repr(subscribed)
+            assert row.service == "order"
+
+
+async def test_a_watch_made_anew_before_control_was_told_of_its_end_hears_what_is_known():
+    """Control is told nothing of either, and believes rightly that this process has it."""
+    async with control() as server, subscription(server.address) as subscribed:
+        first, again = Heard(), Heard()
+        watch = subscribed.watch_policy("payment", first)
+        assert await first.next() is None
+        watch.close()
+        watch = subscribed.watch_policy("payment", again)
+        assert again.all == [None]
+        watch.close()
+        await until(lambda: "resources=0>" in repr(subscribed))
+        last = Heard()
+        subscribed.watch_policy("payment", last)
+        assert last.all == []
+        assert await last.next() is None
+
+
+# A store that was damaged
+
+
+async def test_a_damaged_store_tells_nobody_that_a_policy_was_deleted(tmp_path):
+    """Control does not start on it; a process keeps its policy until control is mended, and hears
+    of no other on the way."""
+    path = tmp_path / "control.db"
+    async with contextlib.AsyncExitStack() as stack:
+        async with control(store=f"sqlite:{path}") as server:
+            address = server.address
+            await apply(address, document(timeout="2s"))
+            subscribed = await stack.enter_async_context(subscription(address))
+            heard = Heard()
+            subscribed.watch_policy("payment", heard)
+            assert (await heard.next()).timeout == 2.0
+        whole = path.read_bytes()
+        for damaged in (b"", b"no database", whole[: len(whole) // 2]):
+            path.write_bytes(damaged)
+            with pytest.raises(ControlError, match=r"is damaged .* it stays as it is"):
+                await control(port_of(address), f"sqlite:{path}").__aenter__()
+            assert path.read_bytes() == damaged
+        late = Heard()
+        subscribed.watch_policy("payment", late)
+        assert [policy.timeout for policy in late.all] == [2.0]
+        path.write_bytes(whole)
+        async with control(port_of(address), f"sqlite:{path}"):
+            await settled(address, SYNCED)
+            await apply(address, document(timeout="3s"))
+            assert (await heard.next()).timeout == 3.0
+    assert [policy.timeout for policy in heard.all] == [2.0, 3.0]
+
+
+async def test_a_store_that_is_damaged_while_control_runs_is_read_from_memory(tmp_path):
+    """Who comes then is told what holds; who writes is told why not; instances come and go."""
+    path = tmp_path / "control.db"
+    async with control(store=f"sqlite:{path}") as server:
+        await apply(server.address, document(timeout="2s"))
+        path.write_bytes(b"")
+        for _ in range(2):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await apply(server.address, document(timeout="3s"))
+            assert refused.value.code() is grpc.StatusCode.INTERNAL
+            assert "is damaged (it was cut off); it stays as it is" in refused.value.details()
+        async with subscription(server.address) as subscribed:
+            heard, seen = Heard(), Heard()
+            subscribed.watch_policy("payment", heard)
+            assert (await heard.next()).timeout == 2.0
+            registry = EmbeddedRegistry(subscribed, "default")
+            await registry.register(instance())
+            subscribed.watch_instances("payment", seen)
+            assert [one.id for one in (await seen.next()).instances] == ["p1"]
 
 
 # What a process makes of instances

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import NamedTuple, Self
 
 from meshrpc.control.control_service import ControlService
+from meshrpc.control.delivery import Delivery
 from meshrpc.registry.instance import Instance
 from meshrpc.registry.leases import LeaseTable
 from meshrpc.registry.registry import Snapshot
@@ -200,19 +201,19 @@ class World:
         self._handlers: dict[Line, asyncio.Task[None]] = {}
         self._running: asyncio.Task[None] | None = None
         self.table = LeaseTable()
-        self.control = self._start()
+        self.delivery = self._start()
         self.watchers = [Watcher(f"shop-{number}", self) for number in range(WATCHERS)]
 
     # Control.
 
-    def _start(self) -> ControlService:
+    def _start(self) -> Delivery:
         store = SimpleNamespace(revision=0, on_change=None)
-        control = ControlService(store, self.table, clock=self.clock)
-        self._running = asyncio.create_task(control.run())
-        self._epoch = control._content.epoch
+        delivery = Delivery(store, self.table, clock=self.clock)
+        self._running = asyncio.create_task(delivery.run())
+        self._epoch = delivery.content.epoch
         for service in SERVICES:
             self._note(service)
-        return control
+        return delivery
 
     def restart(self, *, forgets: bool) -> None:
         """Kill control, and start it on its database or on an empty one."""
@@ -223,12 +224,12 @@ class World:
         self.table = LeaseTable() if forgets else LeaseTable(now + RECOVERY)
         if not forgets:
             self.table.restore(before, now)
-        self.control = self._start()
+        self.delivery = self._start()
 
     def connect(self, watcher: Watcher) -> Line:
         line = watcher.line = Line()
         end = _AtControl(line)
-        task = asyncio.create_task(self.control.Subscribe(end.requests(), end))
+        task = asyncio.create_task(ControlService(self.delivery).Subscribe(end.requests(), end))
         self._handlers[line] = task
         task.add_done_callback(lambda task: self._ended(line, task))
         return line
@@ -246,7 +247,7 @@ class World:
 
     def _changed(self, service: str) -> None:
         self._note(service)
-        self.control.instances_changed("default", service)
+        self.delivery.instances_changed("default", service)
 
     def look(self) -> None:
         """What control does in time."""
@@ -254,7 +255,7 @@ class World:
         if self.table.recover(now):
             for service in SERVICES:
                 self._note(service)
-            self.control.all_instances_changed()
+            self.delivery.all_instances_changed()
         gone = self.table.expire(now)
         for instance in gone:
             del self._alive[instance.service, instance.id]
@@ -367,7 +368,7 @@ class World:
         raise AssertionError("it never comes to rest")
 
     def _is_settled(self) -> bool:
-        is_quiet = self.control.pushes.next_due() is None
+        is_quiet = self.delivery.pushes.next_due() is None
         return is_quiet and all(
             watcher.subscription.connected
             and watcher.told[service]

@@ -21,7 +21,7 @@ SCHEMA = store_module.SCHEMA + records_module.SCHEMA
 
 @contextlib.asynccontextmanager
 async def opened(url: str):
-    database = await Database.open(url, SCHEMA)
+    database = await Database.open(url, SCHEMA, renewable=records_module.TABLES)
     try:
         yield database, await PolicyStore.load(database)
     finally:
@@ -40,7 +40,7 @@ def url(tmp_path) -> str:
 async def test_documents_applied_together_are_one_revision(url):
     """Two documents in one apply change under one number, and both say so."""
     async with opened(url) as (_, store):
-        applied = await store.apply("default", {"order": "{1}", "payment": "{2}"})
+        applied = await store.apply("default", {"order": "[1]", "payment": "[2]"})
         assert (applied.revision, applied.changed) == (1, ("order", "payment"))
         assert [(one.service, one.revision) for one in store.list("default")] == [
             ("order", 1),
@@ -51,10 +51,10 @@ async def test_documents_applied_together_are_one_revision(url):
 async def test_what_is_the_same_makes_no_revision(url):
     """Applying again changes nothing; of two documents only the different one changes."""
     async with opened(url) as (_, store):
-        await store.apply("default", {"order": "{1}", "payment": "{2}"})
-        again = await store.apply("default", {"order": "{1}", "payment": "{2}"})
+        await store.apply("default", {"order": "[1]", "payment": "[2]"})
+        again = await store.apply("default", {"order": "[1]", "payment": "[2]"})
         assert (again.revision, again.changed) == (1, ())
-        part = await store.apply("default", {"order": "{1}", "payment": "{3}"})
+        part = await store.apply("default", {"order": "[1]", "payment": "[3]"})
         assert (part.revision, part.changed) == (2, ("payment",))
         assert store.version("default", "order") == 1
 
@@ -62,7 +62,7 @@ async def test_what_is_the_same_makes_no_revision(url):
 async def test_a_deletion_is_a_revision_and_deleting_nothing_is_not(url):
     """The version of a deleted document goes on growing, so that subscribers hear of it."""
     async with opened(url) as (_, store):
-        await store.apply("default", {"payment": "{1}"})
+        await store.apply("default", {"payment": "[1]"})
         deleted = await store.apply("default", {"payment": ""})
         assert (deleted.revision, deleted.changed) == (2, ("payment",))
         assert store.get("default", "payment") is None
@@ -74,30 +74,30 @@ async def test_a_deletion_is_a_revision_and_deleting_nothing_is_not(url):
 async def test_namespaces_do_not_see_each_other(url):
     """The same service has a document of its own in each."""
     async with opened(url) as (_, store):
-        await store.apply("default", {"payment": "{1}"})
-        await store.apply("test", {"payment": "{2}"})
-        assert [one.document for one in store.list("test")] == ["{2}"]
-        assert [one.document for one in store.list("default")] == ["{1}"]
+        await store.apply("default", {"payment": "[1]"})
+        await store.apply("test", {"payment": "[2]"})
+        assert [one.document for one in store.list("test")] == ["[2]"]
+        assert [one.document for one in store.list("default")] == ["[1]"]
 
 
 async def test_documents_and_revisions_survive_a_restart(url):
     """After reopening all is there, deletions too, and numbering goes on."""
     async with opened(url) as (_, store):
-        await store.apply("default", {"order": "{1}"})
-        await store.apply("default", {"payment": "{2}"})
+        await store.apply("default", {"order": "[1]"})
+        await store.apply("default", {"payment": "[2]"})
         await store.apply("default", {"order": ""})
     async with opened(url) as (_, store):
         assert store.revision == 3
         assert [one.service for one in store.list("default")] == ["payment"]
         assert store.version("default", "order") == 3
-        assert (await store.apply("default", {"order": "{4}"})).revision == 4
+        assert (await store.apply("default", {"order": "[4]"})).revision == 4
 
 
 async def test_a_revision_is_never_used_twice(url):
     """Even when the newest rows are removed by hand, their numbers stay used."""
     async with opened(url) as (database, store):
-        await store.apply("default", {"order": "{1}"})
-        await store.apply("default", {"order": "{2}"})
+        await store.apply("default", {"order": "[1]"})
+        await store.apply("default", {"order": "[2]"})
 
         def remove(connection):
             connection.execute("DELETE FROM documents WHERE revision = 2")
@@ -106,22 +106,22 @@ async def test_a_revision_is_never_used_twice(url):
         await database.run(remove)
     async with opened(url) as (_, store):
         assert store.revision == 2
-        assert (await store.apply("default", {"order": "{3}"})).revision == 3
+        assert (await store.apply("default", {"order": "[3]"})).revision == 3
 
 
 async def test_old_versions_are_kept(url):
     """The history has every version of a document, and who wrote it when."""
     async with opened(url) as (database, store):
-        await store.apply("default", {"order": "{1}"}, author="ipv4:127.0.0.1:1")
-        await store.apply("default", {"order": "{2}"}, author="ipv4:127.0.0.1:2")
+        await store.apply("default", {"order": "[1]"}, author="ipv4:127.0.0.1:1")
+        await store.apply("default", {"order": "[2]"}, author="ipv4:127.0.0.1:2")
         rows = await database.run(
             lambda connection: connection.execute(
                 "SELECT document, author, at FROM documents JOIN revisions USING (revision)"
             ).fetchall()
         )
         assert [(document, author) for document, author, _ in rows] == [
-            ("{1}", "ipv4:127.0.0.1:1"),
-            ("{2}", "ipv4:127.0.0.1:2"),
+            ("[1]", "ipv4:127.0.0.1:1"),
+            ("[2]", "ipv4:127.0.0.1:2"),
         ]
         assert all(at.endswith("Z") for _, _, at in rows)
 
@@ -131,7 +131,7 @@ async def test_a_write_whose_caller_goes_away_is_done_and_told(url):
     async with opened(url) as (_, store):
         told = asyncio.Event()
         store.on_change = lambda namespace, applied: told.set()
-        task = asyncio.create_task(store.apply("default", {"order": "{1}"}))
+        task = asyncio.create_task(store.apply("default", {"order": "[1]"}))
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -156,7 +156,7 @@ async def test_concurrent_writes_are_all_kept(url):
 async def test_a_full_disk_refuses_the_write_and_harms_nothing(url):
     """The error says so, readers go on, and with room again the same store writes again."""
     async with opened(url) as (database, store):
-        await store.apply("default", {"order": "{1}"})
+        await store.apply("default", {"order": "[1]"})
 
         def limit(connection):
             (pages,) = connection.execute("PRAGMA page_count").fetchone()
@@ -166,150 +166,19 @@ async def test_a_full_disk_refuses_the_write_and_harms_nothing(url):
         with pytest.raises(StoreFullError, match="the disk is full; make room"):
             await store.apply("default", {"order": "x" * 1_000_000})
         assert store.revision == 1
-        assert store.get("default", "order").document == "{1}"
+        assert store.get("default", "order").document == "[1]"
         await asyncio.to_thread(
             lambda: database._connection.execute("PRAGMA max_page_count = 1000000")
         )
-        assert (await store.apply("default", {"order": "{2}"})).revision > 1
+        assert (await store.apply("default", {"order": "[2]"})).revision > 1
 
 
 async def test_a_second_control_service_on_the_same_file_is_refused(url, monkeypatch):
     """Two would drift apart in memory; the second hears who is to go."""
-    monkeypatch.setattr("meshrpc.control.database.LOCKED_WITHIN", 0.05)
+    monkeypatch.setattr("meshrpc.control.database_file.LOCKED_WITHIN", 0.05)
     async with opened(url):
         with pytest.raises(ControlError, match="another control service has it open"):
             await Database.open(url, SCHEMA)
-
-
-NO_DATABASE = b"this is not a database, and long enough to be taken for one " * 100
-
-
-async def test_a_file_that_is_no_database_is_refused(tmp_path):
-    """A path written wrong costs nobody the file there; the error says what to do."""
-    path = tmp_path / "notes.txt"
-    path.write_bytes(NO_DATABASE)
-    with pytest.raises(ControlError, match="not a database; move the file aside"):
-        await Database.open(f"sqlite:{path}", SCHEMA)
-    assert path.read_bytes() == NO_DATABASE
-
-
-async def fill(url: str) -> None:
-    """Two hundred policies and two hundred instances."""
-    async with opened(url) as (database, store):
-        await store.apply("default", {f"service-{n}": "x" * 500 for n in range(200)})
-        records = InstanceRecords(database)
-        for number in range(200):
-            records.keep(instance(f"p{number}", labels={"note": "x" * 500}))
-        await records.flush()
-
-
-def pages_of(path, table: str) -> list[int]:
-    """The pages of the file, from 1, that hold a table."""
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        try:
-            pages = database.execute("SELECT pageno FROM dbstat WHERE name = ?", [table])
-        except sqlite3.OperationalError:
-            pytest.skip("this SQLite does not tell which page is whose")
-        return [page for (page,) in pages.fetchall()]
-
-
-def overwrite(path, pages: list[int]) -> None:
-    content = bytearray(path.read_bytes())
-    for page in pages:
-        content[4096 * (page - 1) : 4096 * page] = b"\xff" * 4096
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("damaged", "lost"),
-    [
-        ("instances", "instances"),
-        ("documents", "documents"),
-        # Documents whose revisions are not known cannot be counted on.
-        ("revisions", "documents, revisions"),
-    ],
-)
-async def test_of_a_damaged_file_the_tables_that_are_whole_live_on(
-    damaged, lost, url, tmp_path, caplog
-):
-    """Of the others nothing does: half of a history would bring back what was changed since."""
-    await fill(url)
-    path = tmp_path / "state" / "control.db"
-    overwrite(path, pages_of(path, damaged)[-1:])
-    content = path.read_bytes()
-    async with opened(url) as (database, store):
-        assert len(store.list("default")) == (0 if "documents" in lost else 200)
-        assert store.revision == (0 if "revisions" in lost else 1)
-        records = await InstanceRecords(database).load()
-        assert len(records) == (0 if "instances" in lost else 200)
-        assert (await store.apply("default", {"payment": "{1}"})).changed == ("payment",)
-    (warning,) = caplog.messages
-    assert "control.db was damaged" in warning
-    assert f"is control.db.damaged-1 now; lost with it: {lost}; policies" in warning
-    assert (path.parent / "control.db.damaged-1").read_bytes() == content
-    caplog.clear()
-    async with opened(url) as (_, store):
-        assert store.get("default", "payment") is not None
-    assert not caplog.records
-
-
-@pytest.mark.parametrize("keep", [0, 1, 16, 100, 4096, 4096 * 20 + 17])
-async def test_a_file_that_was_cut_off_starts_anew(keep, url, tmp_path):
-    """Wherever it was cut; nothing of it that is served is wrong."""
-    await fill(url)
-    path = tmp_path / "state" / "control.db"
-    path.write_bytes(path.read_bytes()[:keep])
-    async with opened(url) as (database, store):
-        assert len(store.list("default")) in (0, 200)
-        assert len(await InstanceRecords(database).load()) in (0, 200)
-        assert (await store.apply("default", {"payment": "{1}"})).changed == ("payment",)
-
-
-async def test_a_file_of_garbage_is_moved_aside_each_time(tmp_path):
-    """Nothing is ever deleted, and no older one overwritten."""
-    path = tmp_path / "control.db"
-    for number in (1, 2):
-        path.write_bytes(NO_DATABASE)
-        async with opened(f"sqlite:{path}") as (_, store):
-            assert store.revision == 0
-        assert (tmp_path / f"control.db.damaged-{number}").read_bytes() == NO_DATABASE
-
-
-async def test_a_damaged_file_that_cannot_be_moved_is_refused(url, tmp_path, monkeypatch):
-    """The error says what to do."""
-    await fill(url)
-    path = tmp_path / "state" / "control.db"
-    overwrite(path, [2, 3, 4, 5])
-
-    def fail(self, target):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("pathlib.Path.rename", fail)
-    with pytest.raises(ControlError, match="move the file aside"):
-        await Database.open(url, SCHEMA)
-
-
-async def test_another_programs_database_is_refused(tmp_path):
-    """It has tables of the same names with other columns, and is left as it is."""
-    path = tmp_path / "other.db"
-    with contextlib.closing(sqlite3.connect(path)) as other:
-        other.execute("CREATE TABLE documents (title TEXT)")
-    with pytest.raises(ControlError, match=r"cannot use .* another program's"):
-        async with opened(f"sqlite:{path}"):
-            pass
-
-
-async def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
-    """A file where the folder should be is named, with what to do."""
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ControlError, match=r"a file in its place; choose another"):
-        await Database.open(f"sqlite:{tmp_path / 'file' / 'control.db'}", SCHEMA)
-
-
-async def test_a_path_that_is_a_folder_is_refused(tmp_path):
-    """SQLite cannot open it, and the error says what to do."""
-    with pytest.raises(ControlError, match="make it writable, or choose another with --store"):
-        await Database.open(f"sqlite:{tmp_path}", SCHEMA)
 
 
 @pytest.mark.parametrize("url", ["sqlite:", "postgres://x", "control.db"])
