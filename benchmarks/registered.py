@@ -34,7 +34,7 @@ import grpc
 import grpc.aio
 
 import meshrpc
-from meshrpc.balancer.subsetting import choose
+from meshrpc.balancer.subsetting import first, rank
 from meshrpc.client.destination import Destination
 from meshrpc.control.client import ControlClient
 from meshrpc.control.server import ControlServer
@@ -252,11 +252,11 @@ class Client:
     def _one(self, seed: str, *, is_member: bool) -> Instance:
         """Return a record that is, or is not, of those that this client connects to."""
         size = EffectivePolicy(SERVICE).subset_size
-        chosen = choose(self._known, size, seed)
+        chosen = first(rank(self._known, seed), size)
         while True:
             one = instance(1, self._listening, f"{SERVICE}-x{next(self._numbers)}")
             # Whoever is not among these and it is not among all of them and it.
-            if (one in choose((*chosen, one), size, seed)) is is_member:
+            if (one in first(rank((*chosen, one), seed), size)) is is_member:
                 return one
 
     async def _change(

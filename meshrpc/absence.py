@@ -7,9 +7,8 @@ import logging
 import grpc
 
 from meshrpc.clock import Clock
+from meshrpc.outage import Outage
 
-WARN_EVERY = 60.0
-"""Seconds between warnings that control is away."""
 CONNECT_WITHIN = 5.0
 """Seconds until an address that accepts a connection but says nothing counts as failed."""
 
@@ -23,7 +22,7 @@ class Absence:
         self.why: str | None = None
         """What the last attempt to reach it failed of; None: it is there, or none has failed."""
         self._clock = clock
-        self._warned_at: float | None = None
+        self._outage = Outage()
 
     def __repr__(self) -> str:
         return f"<Absence {self.why or 'none'}>"
@@ -31,16 +30,13 @@ class Absence:
     def begin(self, address: str, error: BaseException) -> None:
         """Note that it cannot be reached."""
         self.why = unreachable(address, error)
-        now = self._clock.now()
-        if self._warned_at is not None and now - self._warned_at < WARN_EVERY:
-            return
-        self._warned_at = now
-        _log.warning("%s (meanwhile all stays as last known)", self.why)
+        if self._outage.goes_on(self._clock.now()):
+            _log.warning("%s (meanwhile all stays as last known)", self.why)
 
     def end(self, address: str) -> None:
         """Note that it answers."""
-        if self.why is not None:
-            self.why = None
+        self.why = None
+        if self._outage.end():
             _log.info("connected to the control service at %s again", address)
 
 

@@ -1,7 +1,7 @@
-"""How often the log tells of one cause: once a second, with how many lines were left out.
+"""How often the log tells of one cause: once in so many seconds, with how many lines were left out.
 
 For what others bring about. Whoever sends a thousand bad requests a second must not fill a disk,
-nor hide what else there is to read.
+nor hide what else there is to read. Pure.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import math
 from typing import Final
 
 INTERVAL: Final = 1.0
-"""Seconds between two lines of one cause."""
+"""Seconds between two lines of one cause, by default."""
 _MOST_CAUSES: Final = 256
 """Causes told apart; those beyond share one, since their names may come from outside."""
 _REST: Final = ""
 
 
 class LogRate:
-    """Which lines of a log are written."""
+    """Which lines of a log are written: of each cause, one in `interval` seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, interval: float = INTERVAL) -> None:
+        self._interval = interval
         self._causes: dict[str, _Cause] = {}
 
     def __repr__(self) -> str:
@@ -36,7 +37,7 @@ class LogRate:
             if len(causes) >= _MOST_CAUSES:
                 cause = _REST
             known = causes.setdefault(cause, _Cause())
-        if now - known.written_at < INTERVAL:
+        if now - known.written_at < self._interval:
             known.left_out += 1
             return None
         left_out, known.left_out, known.written_at = known.left_out, 0, now

@@ -12,9 +12,8 @@ import random
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from meshrpc.balancer.capacity import Capacity
+from meshrpc.balancer.candidate import Candidate
 from meshrpc.balancer.least_request import LeastRequestBalancer
-from meshrpc.balancer.load import Load
 from meshrpc.balancer.maglev import MaglevBalancer
 from meshrpc.balancer.peak_ewma import PeakEwmaBalancer
 from meshrpc.balancer.random_choice import RandomBalancer
@@ -22,31 +21,6 @@ from meshrpc.balancer.ring_hash import RingHashBalancer
 from meshrpc.balancer.round_robin import RoundRobinBalancer
 from meshrpc.balancer.weighted_round_robin import WeightedRoundRobinBalancer
 from meshrpc.policy import model
-
-
-class Candidate(Protocol):
-    """An endpoint, as far as a balancer looks at it."""
-
-    @property
-    def id(self) -> str:
-        """Its instance's id."""
-        ...
-
-    @property
-    def weight(self) -> int:
-        """Its share, relative to the others'."""
-        ...
-
-    @property
-    def load(self) -> Load:
-        """What this caller's calls to it have shown."""
-        ...
-
-    @property
-    def capacity(self) -> Capacity:
-        """What it reports of itself."""
-        ...
-
 
 E = TypeVar("E", bound=Candidate)
 Picked_co = TypeVar("Picked_co", bound=Candidate, covariant=True)

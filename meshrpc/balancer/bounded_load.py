@@ -10,29 +10,17 @@ It counts this caller's own calls and knows of no others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Generic, TypeVar
 
-from meshrpc.balancer.hashing import KeyOwner
+from meshrpc.balancer.candidate import Candidate
+from meshrpc.balancer.key_picker import KeyPicker
 
-E = TypeVar("E", bound=KeyOwner)
-E_co = TypeVar("E_co", bound=KeyOwner, covariant=True)
+E = TypeVar("E", bound=Candidate)
 
 _PICKS_PER_COUNT = 8
 """A count of all pending calls serves as many picks as there are endpoints, divided by this: it
 costs the looking at eight endpoints for each pick, however many there are."""
-
-
-class KeyPicker(Protocol[E_co]):
-    """A picker that knows where a key goes next when its owner cannot have it."""
-
-    def pick(self, now: float, key: str | None = None) -> E_co:
-        """Return the first choice."""
-        ...
-
-    def choices(self, key: str | None) -> Iterator[E_co]:
-        """Yield all ready endpoints in the order in which `key` prefers them, some repeatedly."""
-        ...
 
 
 class BoundedLoadPicker(Generic[E]):

@@ -14,9 +14,9 @@ import random
 from bisect import bisect
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
-from meshrpc.balancer.load import Load
+from meshrpc.balancer.candidate import Candidate
 
 RETRY_FAILING = 3.0
 """Seconds since the last call to a failing endpoint after which it counts like any other, for one
@@ -27,15 +27,7 @@ _MOST_BEHIND = 8.0
 """Turns of its own that an endpoint catches up with: who was busy for long does not get all calls
 for as long afterwards (start-time fair queueing does the same for a flow that was silent)."""
 
-
-class _Loaded(Protocol):
-    @property
-    def weight(self) -> int: ...
-    @property
-    def load(self) -> Load: ...
-
-
-E = TypeVar("E", bound=_Loaded)
+E = TypeVar("E", bound=Candidate)
 
 
 class LeastRequestBalancer:

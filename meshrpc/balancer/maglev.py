@@ -16,11 +16,14 @@ import random
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
-from typing import Generic, TypeVar
+from typing import TypeVar
 
-from meshrpc.balancer.bounded_load import BoundedLoadPicker
-from meshrpc.balancer.hashing import HASH_BITS, KeyOwner, hash_of, weights_of
+from meshrpc.balancer.candidate import Candidate
+from meshrpc.balancer.hashing import HASH_BITS, hash_of
+from meshrpc.balancer.key_balancer import KeyBalancer
+from meshrpc.balancer.key_picker import KeyPicker
 
 TABLE_SIZE = 65_537
 """Slots: a prime, so that every step leads through all of them, and a hundred times the endpoints
@@ -30,7 +33,7 @@ _FEW = 128
 """With so many slots free, probing (size / free looks) costs more than looking at all the free
 ones. Near sqrt(TABLE_SIZE); between 96 and 200 it makes no difference."""
 
-E = TypeVar("E", bound=KeyOwner)
+E = TypeVar("E", bound=Candidate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,10 @@ class Table:
 
     ids: list[str]
     slots: array[int]
+
+    def picker(self, ready: Sequence[E], rng: random.Random) -> MaglevPicker[E]:
+        """Return a picker over those that are ready."""
+        return MaglevPicker(self, ready, rng)
 
 
 def table(weights: Mapping[str, int], size: int = TABLE_SIZE) -> Table:
@@ -92,52 +99,30 @@ def _turns(ids: Sequence[str], weights: Mapping[str, int]) -> Iterator[list[int]
         heapq.heapreplace(due, ((number + 0.5) / -minus_weight, minus_weight, number + 1))
 
 
-class MaglevBalancer:
-    """Makes pickers that look keys up in a table, which it keeps while its members stay the same."""
+class MaglevBalancer(KeyBalancer):
+    """Makes pickers that look keys up in a table of `size` slots, a prime."""
 
-    def __init__(self, rng: random.Random, max_load: float | None = None) -> None:
-        self._rng = rng
-        self._max_load = max_load
-        self._weights: dict[str, int] = {}
-        self._table = Table([], array("I"))
-
-    def picker(
-        self, ready: Sequence[E], members: Sequence[E] | None = None
-    ) -> MaglevPicker[E] | BoundedLoadPicker[E]:
-        """Return a picker over `ready`, by the table of all `members` (None: the same)."""
-        weights = weights_of(ready, members)
-        if len(weights) > TABLE_SIZE:
-            # Some have no slot, and these might be the only ones that are ready.
-            weights = weights_of(ready, None)
-        if weights != self._weights:
-            self._table, self._weights = table(weights, TABLE_SIZE), weights
-        picker = MaglevPicker(self._table, ready, self._rng)
-        if self._max_load is None:
-            return picker
-        return BoundedLoadPicker(picker, ready, self._max_load)
+    def __init__(
+        self, rng: random.Random, max_load: float | None = None, size: int = TABLE_SIZE
+    ) -> None:
+        super().__init__(partial(table, size=size), rng, max_load, most=size)
 
 
-class MaglevPicker(Generic[E]):
-    """The endpoint to which a key belongs."""
+class MaglevPicker(KeyPicker[E]):
+    """The owner of a key's slot."""
 
-    __slots__ = ("_owners", "_rng", "_size", "_slots")
+    __slots__ = ("_size", "_slots")
 
     def __init__(self, table: Table, ready: Sequence[E], rng: random.Random) -> None:
-        by_id = {endpoint.id: endpoint for endpoint in ready}
-        self._owners = [by_id.get(name) for name in table.ids]
+        super().__init__(table.ids, ready, rng)
         self._slots = table.slots
         self._size = len(table.slots)
-        self._rng = rng
 
     def pick(self, now: float, key: str | None = None) -> E:  # noqa: ARG002 - keys do not age
         """Return the owner of `key`; without one, that of a random slot."""
         place = self._rng.getrandbits(HASH_BITS) if key is None else hash_of(key)
         owner = self._owners[self._slots[place % self._size]]
         return owner if owner is not None else next(self._from(place))
-
-    def choices(self, key: str | None) -> Iterator[E]:
-        """Yield the owners of all slots in the order of `key`."""
-        return self._from(self._rng.getrandbits(HASH_BITS) if key is None else hash_of(key))
 
     def _from(self, place: int) -> Iterator[E]:
         # Double hashing, as the endpoints' own orders: keys that share an owner, even a slot, part

@@ -16,8 +16,9 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
+from meshrpc.balancer.candidate import Candidate
 from meshrpc.balancer.load import UNASKED, Load
 
 BETWEEN_PROBES = 300
@@ -46,13 +47,7 @@ _BAD = math.log(4.0)
 _NEWS = 1 / 7
 """The weight of a winner looked at in what is usual: that is the mean of fifty picks or so."""
 
-
-class _Loaded(Protocol):
-    @property
-    def load(self) -> Load: ...
-
-
-E = TypeVar("E", bound=_Loaded)
+E = TypeVar("E", bound=Candidate)
 
 
 class PeakEwmaBalancer:

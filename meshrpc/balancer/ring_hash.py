@@ -14,10 +14,12 @@ import random
 from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
-from meshrpc.balancer.bounded_load import BoundedLoadPicker
-from meshrpc.balancer.hashing import HASH_BITS, KeyOwner, hash_of, weights_of
+from meshrpc.balancer.candidate import Candidate
+from meshrpc.balancer.hashing import HASH_BITS, hash_of
+from meshrpc.balancer.key_balancer import KeyBalancer
+from meshrpc.balancer.key_picker import KeyPicker
 
 POINTS = 128
 """Points on the ring for each unit of weight, as long as it holds so many."""
@@ -27,7 +29,7 @@ RING_SIZE = 4096
 than it holds have half as many points each, and so on down to one. Half of an endpoint's points are
 points that it had before, so that even then most keys stay."""
 
-E = TypeVar("E", bound=KeyOwner)
+E = TypeVar("E", bound=Candidate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,10 @@ class Ring:
 
     hashes: list[int]
     ids: list[str]
+
+    def picker(self, ready: Sequence[E], rng: random.Random) -> RingHashPicker[E]:
+        """Return a picker over those that are ready."""
+        return RingHashPicker(self, ready, rng)
 
 
 def ring(weights: Mapping[str, int]) -> Ring:
@@ -57,50 +63,30 @@ def _points(weight: int) -> float:
     return points
 
 
-class RingHashBalancer:
-    """Makes pickers that look keys up on a ring, which it keeps while its members stay the same."""
+class RingHashBalancer(KeyBalancer):
+    """Makes pickers that look keys up on a ring."""
 
     def __init__(self, rng: random.Random, max_load: float | None = None) -> None:
-        self._rng = rng
-        self._max_load = max_load
-        self._weights: dict[str, int] = {}
-        self._ring = Ring([], [])
-
-    def picker(
-        self, ready: Sequence[E], members: Sequence[E] | None = None
-    ) -> RingHashPicker[E] | BoundedLoadPicker[E]:
-        """Return a picker over `ready`, by the ring of all `members` (None: the same)."""
-        weights = weights_of(ready, members)
-        if weights != self._weights:
-            self._ring, self._weights = ring(weights), weights
-        picker = RingHashPicker(self._ring, ready, self._rng)
-        if self._max_load is None:
-            return picker
-        return BoundedLoadPicker(picker, ready, self._max_load)
+        super().__init__(ring, rng, max_load)
 
 
-class RingHashPicker(Generic[E]):
-    """The endpoint to which a key belongs."""
+class RingHashPicker(KeyPicker[E]):
+    """The owner of the first point after a key's hash."""
 
-    __slots__ = ("_hashes", "_owners", "_rng")
+    __slots__ = ("_hashes",)
 
     def __init__(self, ring: Ring, ready: Sequence[E], rng: random.Random) -> None:
-        by_id = {endpoint.id: endpoint for endpoint in ready}
+        super().__init__(ring.ids, ready, rng)
         self._hashes = ring.hashes
-        self._owners = [by_id.get(name) for name in ring.ids]
-        self._rng = rng
 
     def pick(self, now: float, key: str | None = None) -> E:  # noqa: ARG002 - keys do not age
         """Return the owner of `key`; without one, that of a random place on the ring."""
         place = self._rng.getrandbits(HASH_BITS) if key is None else hash_of(key)
         owner = self._owners[bisect(self._hashes, place) % len(self._owners)]
-        return owner if owner is not None else next(self._after(place))
+        return owner if owner is not None else next(self._from(place))
 
-    def choices(self, key: str | None) -> Iterator[E]:
-        """Yield the owners of all points from the place of `key` on, once around the ring."""
-        return self._after(self._rng.getrandbits(HASH_BITS) if key is None else hash_of(key))
-
-    def _after(self, place: int) -> Iterator[E]:
+    def _from(self, place: int) -> Iterator[E]:
+        # Once around the ring.
         start = bisect(self._hashes, place)
         for number in range(start, start + len(self._owners)):
             owner = self._owners[number % len(self._owners)]

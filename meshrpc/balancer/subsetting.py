@@ -4,7 +4,7 @@ Rendezvous hashing (Thaler and Ravishankar 1998; gRFC A68, with BLAKE2b): each c
 instances by the hash of its own seed and their ids, and takes the first `size`. Callers need not
 know of each other, and one instance that comes or goes changes one place at most. Choose it when
 callers x instances are more connections than anybody wants. It spreads callers by chance: few
-callers of many instances need a larger size (`choose` has the numbers).
+callers of many instances need a larger size (`first` has the numbers).
 """
 
 from __future__ import annotations
@@ -27,25 +27,8 @@ class _Located(Protocol):
 I = TypeVar("I", bound=_Located)  # noqa: E741 - an instance
 
 
-def choose(instances: Sequence[I], size: int, seed: str, zone: str | None = None) -> tuple[I, ...]:
-    """Return the `size` instances that rank first for `seed`, in the order given.
-
-    With `zone`, that zone's instances have the first half of the places, as far as there are so
-    many of them, and all compete for the rest: some to prefer, and others to spill to. Costs
-    0.6 us for each instance; nothing when there are no more than `size`.
-
-    Of C callers with seeds of their own, an instance among S has Binomial(C, size/S): on average
-    m = C * size / S, give or take sqrt(m). At most some S * exp(-m) instances have none, less than
-    one from m = ln(S) on; the fullest has about 1 + sqrt(2 * ln(S) / m) times the mean.
-    """
-    if len(instances) <= size:
-        return tuple(instances)
-    chosen = {each.id for each in first(rank(instances, seed), size, zone)}
-    return tuple(each for each in instances if each.id in chosen)
-
-
 def rank(instances: Sequence[I], seed: str) -> list[I]:
-    """Return the instances in the order in which they rank for `seed`."""
+    """Return the instances in the order in which they rank for `seed`: 0.6 us for each."""
     # To copy the state after the seed takes two thirds of the time of hashing it again each time.
     seeded = blake2b(f"{seed}/".encode(), digest_size=_HASH_BYTES)
     ranks = []
@@ -57,7 +40,15 @@ def rank(instances: Sequence[I], seed: str) -> list[I]:
 
 
 def first(ranked: Sequence[I], size: int, zone: str | None = None) -> list[I]:
-    """Return what `choose` does of instances that are ranked, or of some of them, in that order."""
+    """Return the subset: the first `size` of instances that are ranked, or of some of them.
+
+    With `zone`, that zone's instances have the first half of the places, as far as there are so
+    many of them, and all compete for the rest: some to prefer, and others to spill to.
+
+    Of C callers with seeds of their own, an instance among S has Binomial(C, size/S): on average
+    m = C * size / S, give or take sqrt(m). At most some S * exp(-m) instances have none, less than
+    one from m = ln(S) on; the fullest has about 1 + sqrt(2 * ln(S) / m) times the mean.
+    """
     if zone is None or len(ranked) <= size:
         return list(ranked[:size])
     local = [each for each in ranked if each.zone == zone][: (size + 1) // 2]

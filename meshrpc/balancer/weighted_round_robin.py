@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from math import inf
 from statistics import median_low
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
-from meshrpc.balancer.capacity import Capacity
+from meshrpc.balancer.candidate import Candidate
 from meshrpc.policy import model
 
 MOST = 10.0
@@ -46,17 +46,7 @@ _FINENESS = 10_000
 _UNIT = 1 << 20
 """What a weight of 1 is made of. A credit carried over is a whole number of these."""
 
-
-class _Weighted(Protocol):
-    @property
-    def id(self) -> str: ...
-    @property
-    def weight(self) -> int: ...
-    @property
-    def capacity(self) -> Capacity: ...
-
-
-E = TypeVar("E", bound=_Weighted)
+E = TypeVar("E", bound=Candidate)
 
 
 class Turns:
@@ -222,7 +212,7 @@ class WeightedRoundRobinPicker(Generic[E]):
         return turns
 
 
-def _weights(endpoints: Sequence[_Weighted], now: float, policy: model.Balancer) -> list[int]:
+def _weights(endpoints: Sequence[Candidate], now: float, policy: model.Balancer) -> list[int]:
     """Return what the endpoints report, or else what they are registered with."""
     reported = [endpoint.capacity.weight(now, policy) for endpoint in endpoints]
     known = [weight for weight in reported if weight is not None]

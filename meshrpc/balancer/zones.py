@@ -14,10 +14,12 @@ import random
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
-E = TypeVar("E")
-E_co = TypeVar("E_co", covariant=True)
+from meshrpc.balancer.balancer import Picker
+from meshrpc.balancer.candidate import Candidate
+
+E = TypeVar("E", bound=Candidate)
 
 
 def zone_shares(
@@ -63,16 +65,12 @@ def zone_shares(
     return shares
 
 
-class _Picker(Protocol[E_co]):
-    def pick(self, now: float, key: str | None = None) -> E_co: ...
-
-
 class ZonePicker(Generic[E]):
     """A zone drawn by its share of the calls, and the endpoint that its own picker chooses."""
 
     __slots__ = ("_ends", "_pickers", "_rng")
 
-    def __init__(self, pickers: Sequence[tuple[float, _Picker[E]]], rng: random.Random) -> None:
+    def __init__(self, pickers: Sequence[tuple[float, Picker[E]]], rng: random.Random) -> None:
         """Make it of each zone's share, above 0, and picker; shares need not sum to 1."""
         in_all = sum(share for share, _ in pickers)
         # The last one's end is left out: rounding might put it just below 1.

@@ -18,11 +18,15 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from meshrpc.excerpt import excerpt
+
 RATE = 25.0
 """Orders per second: enough for figures, little enough for a laptop."""
 PATIENCE = 5.0
 """Seconds a customer waits for one answer."""
 TRIES = 4
+SHOWN = 100
+"""Characters of the reason for which an order failed."""
 _PAUSE = 0.5
 """Seconds before a customer tries again."""
 
@@ -90,7 +94,8 @@ class Customers:
         try:
             self._note(await self._place(order))
         except grpc.aio.AioRpcError as error:
-            self.sales.failed[f"{error.code().name}: {_short(error.details())}"] += 1
+            why = excerpt(error.details() or "", SHOWN)
+            self.sales.failed[f"{error.code().name}: {why}"] += 1
         except asyncio.CancelledError:
             self.sales.failed["the demo ended first"] += 1
             raise
@@ -110,9 +115,4 @@ class Customers:
         if order.status == self._messages.Order.STATUS_PAID:
             self.sales.paid[order.id] = order.paid_by
         else:
-            self.sales.failed[_short(order.failure) or "not paid"] += 1
-
-
-def _short(details: str | None) -> str:
-    text = " ".join((details or "").split())
-    return text if len(text) <= 100 else f"{text[:99]}…"
+            self.sales.failed[excerpt(order.failure, SHOWN) or "not paid"] += 1

@@ -11,7 +11,6 @@ succeed. It acknowledges nothing: a caller learns of a removal a moment after `d
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import random
 from collections.abc import Callable, Iterable
@@ -26,6 +25,7 @@ from meshrpc.registry.consul_agent import Answer, ConsulAgent
 from meshrpc.registry.consul_entry import FOREIGN_NAMESPACE
 from meshrpc.registry.consul_watch import FollowedService
 from meshrpc.registry.finding import Finding
+from meshrpc.registry.following import Following
 from meshrpc.registry.instance import Instance, State
 from meshrpc.registry.registry import LEASE, Snapshot, Watch
 
@@ -68,13 +68,12 @@ class ConsulRegistry:
         self._rng = rng or random.Random()
         self._clock = clock
         self._renewed: dict[str, float] = {}  # when it was last asked for, by id of the check
-        self._followed: dict[str, tuple[FollowedService, asyncio.Task[None]]] = {}
+        self._following: Following[FollowedService] = Following()
         self._complained: dict[str, tuple[str, ...]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._is_open = False
 
     def __repr__(self) -> str:
-        state = f"watching={len(self._followed)}" if self._is_open else "closed"
+        state = f"watching={len(self._following)}" if self._is_open else "closed"
         return f"<ConsulRegistry {self.address} {self.namespace} {state}>"
 
     @property
@@ -94,12 +93,8 @@ class ConsulRegistry:
         traceback: TracebackType | None,
     ) -> None:
         self._is_open = False
-        self._followed.clear()
         self._renewed.clear()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._following.close()
         await self._agent.close()
 
     async def register(self, instance: Instance) -> None:
@@ -196,23 +191,16 @@ class ConsulRegistry:
         """Call `on_snapshot` when Consul answers, and with each change; at once when it has."""
         if not self._is_open:
             raise RegistryError(f"{self!r} is used outside its 'async with' block")
-        if service not in self._followed:
-            self._follow(
-                FollowedService(
-                    service,
-                    self._query,
-                    on_idle=self._unfollow,
-                    rng=self._rng,
-                    clock=self._clock,
-                )
+        followed = self._following.get(service) or self._following.begin(
+            FollowedService(
+                service,
+                self._query,
+                on_idle=self._following.end,
+                rng=self._rng,
+                clock=self._clock,
             )
-        return self._followed[service][0].watch(on_snapshot)
-
-    def _follow(self, followed: FollowedService) -> None:
-        task = asyncio.create_task(followed.follow(), context=contextvars.Context())
-        self._followed[followed.service] = followed, task
-        self._tasks.add(task)  # longer than it is followed: until it has ended
-        task.add_done_callback(self._tasks.discard)
+        )
+        return followed.watch(on_snapshot)
 
     def _ask_anew(self) -> None:
         """Ask at once what there is of each service watched, without an index.
@@ -220,14 +208,9 @@ class ConsulRegistry:
         A Consul that does not know a lease it gave may have been restarted between two queries.
         It then counts from 1, and a query that waits for an older index has long to wait.
         """
-        for followed, task in tuple(self._followed.values()):
+        for followed in self._following:
             if followed.waits_for_change:
-                task.cancel()
-                self._follow(followed)
-
-    def _unfollow(self, followed: FollowedService) -> None:
-        if followed.service in self._followed and self._followed[followed.service][0] is followed:
-            self._followed.pop(followed.service)[1].cancel()
+                self._following.begin(followed)
 
     async def _query(self, service: str, index: int | None) -> tuple[int, Snapshot, str | None]:
         answer = await self._agent.health(service, dc=self._url.dc, tag=self._url.tag, index=index)

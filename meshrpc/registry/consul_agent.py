@@ -22,6 +22,7 @@ import consul.aio
 from consul.callback import CB
 
 from meshrpc.errors import RegistryError, SettingsError
+from meshrpc.excerpt import excerpt
 from meshrpc.registry.consul_url import ConsulUrl
 
 ASK_WITHIN = 5.0
@@ -180,7 +181,7 @@ class ConsulAgent:
             async with asyncio.timeout(within):
                 return await request
         except consul.ConsulException as error:
-            said = _shortened(str(error))
+            said = excerpt(str(error), SHOWN)
             if said.startswith(("Failed to decode", "Missing index")):
                 raise RegistryError(f"no usable answer from Consul at {address}: {said}") from error
             raise RegistryError(f"Consul at {address} refused: {said}") from error
@@ -190,19 +191,19 @@ class ConsulAgent:
             ) from error
         except (aiohttp.ClientSSLError, ssl.SSLError) as error:
             raise RegistryError(
-                f"cannot reach Consul at {address}: {_shortened(_cause(error))}; "
+                f"cannot reach Consul at {address}: {excerpt(_cause(error), SHOWN)}; "
                 "check tls=, ca=, cert= and key="
             ) from error
         except aiohttp.ClientResponseError as error:  # what came is no HTTP
             raise RegistryError(
-                f"no usable answer from Consul at {address}: {_shortened(error.message)}"
+                f"no usable answer from Consul at {address}: {excerpt(error.message, SHOWN)}"
             ) from error
         except (aiohttp.ClientError, OSError) as error:
             raise RegistryError(
-                f"cannot reach Consul at {address}: {_shortened(_cause(error))}; is it running?"
+                f"cannot reach Consul at {address}: {excerpt(_cause(error), SHOWN)}; is it running?"
             ) from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            said = _shortened(f"{type(error).__name__} {error}")
+            said = excerpt(f"{type(error).__name__} {error}", SHOWN)
             raise RegistryError(f"no usable answer from Consul at {address}: {said}") from error
 
 
@@ -219,11 +220,6 @@ def _health_answer(response: Any) -> Answer:
     elif seconds > OLD:
         old = f"Consul's answer is {seconds:.0f} s old"
     return Answer(int(index), entries, old)
-
-
-def _shortened(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
 
 
 def _cause(error: BaseException) -> str:

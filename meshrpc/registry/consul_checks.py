@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from meshrpc.excerpt import excerpt
 from meshrpc.registry.finding import Problem
 from meshrpc.registry.instance import Health
 
@@ -102,5 +103,4 @@ def _read(check: Any) -> tuple[str, str, str]:
 
 
 def _short(output: str) -> str:
-    line = " ".join(output.split()) or "no reason given"
-    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
+    return excerpt(output, SHOWN) or "no reason given"

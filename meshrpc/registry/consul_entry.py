@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from meshrpc.excerpt import excerpt
 from meshrpc.registry import consul_meta, consul_record
 from meshrpc.registry.consul_checks import Standing, judge
 from meshrpc.registry.finding import Finding, Problem
@@ -21,6 +22,8 @@ from meshrpc.registry.registry import Snapshot
 
 FOREIGN_NAMESPACE = "default"
 """Where instances belong that were not registered by meshrpc."""
+SHOWN = 60
+"""Characters that are shown of a value that cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,5 +200,4 @@ def _address(host: Any, port: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return excerpt(repr(value), SHOWN)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from meshrpc.registry import consul_meta
-from meshrpc.registry.instance import Health, Instance, State
+from meshrpc.registry.instance import HEAVIEST, Health, Instance, State
 from meshrpc.registry.registry import LEASE
 from meshrpc.settings import parse_address
 
@@ -20,8 +20,6 @@ CHECK_EVERY = 10.0
 """Seconds between two of the agent's health checks of an instance."""
 CHECK_WITHIN = 5.0
 """Seconds until such a check has failed, unless the next one is due sooner."""
-HEAVIEST = 65535
-"""The largest weight Consul takes; it serves its DNS answers. Ours stands in the metadata."""
 
 
 def service_id(instance: Instance) -> str:
@@ -116,6 +114,7 @@ def registration(
         "port": port,
         "tags": list(tags),
         "meta": consul_meta.write(instance),
+        # For Consul's DNS answers; ours, as it is, stands in the metadata.
         "weights": {"Passing": min(instance.weight, HEAVIEST), "Warning": 1},
         "check": first,
         "extra_checks": more,

@@ -3,7 +3,7 @@
 Consul answers a query that carries the index of the last answer only when something may have
 changed, or when the wait is over. Its rules for clients are kept here: an index that goes
 backwards is forgotten, one below 1 counts as 1, queries come out of a token bucket, and errors are
-answered with a growing, jittered wait. What was known stays known while Consul does not answer.
+answered with a wait, as `Followed` has it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from functools import partial
 from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.errors import RegistryError
 from meshrpc.limits.token_bucket import TokenBucket
-from meshrpc.registry.backoff import backoff
 from meshrpc.registry.followed import Followed
 from meshrpc.registry.registry import Snapshot
 
@@ -24,8 +23,6 @@ QUERIES_AT_ONCE = 4
 """Queries without a pause between them: that many changes in a row are seen at once each;"""
 QUERIES_PER_SECOND = 2.0
 """and after them so many a second: a busy service must not become a storm of queries."""
-WARN_EVERY = 60.0
-"""Seconds between two warnings of one outage."""
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +34,8 @@ be old, if so."""
 class FollowedService(Followed):
     """The one query of a service, and everyone who gets its answers."""
 
+    asked = "Consul"
+
     def __init__(
         self,
         service: str,
@@ -46,13 +45,9 @@ class FollowedService(Followed):
         rng: random.Random,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        super().__init__(service, partial(on_idle, self))
+        super().__init__(service, partial(on_idle, self), rng=rng, clock=clock)
         self._query = query
-        self._rng = rng
-        self._clock = clock
         self._bucket = TokenBucket(QUERIES_PER_SECOND, QUERIES_AT_ONCE)
-        self._failures = 0
-        self._warned_at: float | None = None
         self._waits_for_change = False
 
     @property
@@ -72,25 +67,14 @@ class FollowedService(Followed):
             except Exception as error:
                 if not isinstance(error, RegistryError):
                     log.exception("watching %r failed; trying again", self.service)
-                self._failed(error)
                 # A Consul that was restarted counts from the start: ask what there is now.
                 index = None
-                await self._clock.sleep(backoff(self._failures, self._rng))
+                await self._failed(error)
                 continue
             finally:
                 self._waits_for_change = False
-            if self._failures:
-                self._failures = 0
-                log.info("watching %r: Consul answers again", self.service)
+            self._answered()
             self.silent = old
             latest = max(1, latest)
             index = None if index is not None and latest < index else latest
             self._publish(snapshot)
-
-    def _failed(self, error: Exception) -> None:
-        self._failures += 1
-        self.silent = str(error) or type(error).__name__
-        now = self._clock.now()
-        if self._warned_at is None or now - self._warned_at >= WARN_EVERY:
-            self._warned_at = now
-            log.warning("watching %r: %s; trying again", self.service, error)

@@ -7,8 +7,6 @@ DNS knows nobody's health, can list no services, and registers nobody.
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import random
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +18,7 @@ from meshrpc.errors import RegistryError
 from meshrpc.registry.dns_url import Domain, Question, Target
 from meshrpc.registry.dns_watch import FollowedName, instances
 from meshrpc.registry.finding import Finding, Problem
+from meshrpc.registry.following import Following
 from meshrpc.registry.instance import Instance
 from meshrpc.registry.read_only import ReadOnly
 from meshrpc.registry.registry import Snapshot, Watch
@@ -68,11 +67,10 @@ class DnsRegistry(ReadOnly):
         self._rng = rng or random.Random()
         self._client = client
         self._make_lookup = make_lookup or self._lookup
-        self._followed: dict[str, tuple[FollowedName, asyncio.Task[None]]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._following: Following[FollowedName] = Following()
 
     def __repr__(self) -> str:
-        return f"<DnsRegistry {self._asks} {self.namespace} watching={len(self._followed)}>"
+        return f"<DnsRegistry {self._asks} {self.namespace} watching={len(self._following)}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -84,11 +82,7 @@ class DnsRegistry(ReadOnly):
         traceback: TracebackType | None,
     ) -> None:
         """End every watch, and wait for what they did in the background."""
-        self._followed.clear()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._following.close()
 
     async def services(self) -> tuple[str, ...]:
         """Return a channel's URL; raise `RegistryError` for a domain: DNS cannot list."""
@@ -117,29 +111,17 @@ class DnsRegistry(ReadOnly):
         if question is None:
             on_snapshot(Snapshot(service, ()))
             return ToldWatch()
-        if service not in self._followed:
-            self._follow(service, question)
-        return self._followed[service][0].watch(on_snapshot)
-
-    def _follow(self, service: str, question: Question) -> None:
-        followed = FollowedName(
-            service,
-            partial(self._look, service, self._make_lookup(question)),
-            may_be_unknown=isinstance(self._asks, Domain),
-            on_idle=self._unfollow,
-            rng=self._rng,
-            clock=self._clock,
+        followed = self._following.get(service) or self._following.begin(
+            FollowedName(
+                service,
+                partial(self._look, service, self._make_lookup(question)),
+                may_be_unknown=isinstance(self._asks, Domain),
+                on_idle=self._following.end,
+                rng=self._rng,
+                clock=self._clock,
+            )
         )
-        task = asyncio.create_task(followed.follow(), context=contextvars.Context())
-        self._followed[service] = followed, task
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _unfollow(self, followed: FollowedName) -> None:
-        known = self._followed.get(followed.service)
-        if known is not None and known[0] is followed:
-            del self._followed[followed.service]
-            known[1].cancel()
+        return followed.watch(on_snapshot)
 
     async def _snapshot(self, service: str) -> Snapshot:
         question = self._asks.question(service, self.namespace)

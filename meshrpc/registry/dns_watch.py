@@ -1,8 +1,8 @@
 """Following one service in DNS: lookup after lookup, for all who watch it.
 
 The answer's lifetime says when to look again, a little later than it ends, so that processes that
-got it from one cache do not ask together, nor just before it renews. No answer is not an empty one:
-what was known stays known, and the next lookup comes soon, with a growing, jittered wait.
+got it from one cache do not ask together, nor just before it renews. Without an answer the next
+lookup comes sooner, as `Followed` has it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,12 @@ from functools import partial
 
 from meshrpc.clock import Clock
 from meshrpc.errors import RegistryError
-from meshrpc.registry.backoff import backoff
 from meshrpc.registry.followed import Followed
 from meshrpc.registry.instance import Instance
 from meshrpc.registry.registry import Snapshot
 
 LATE = 0.5
 """Seconds at most that a lookup comes after the end of the last answer's lifetime."""
-WARN_EVERY = 60.0
-"""Seconds between two warnings of one outage."""
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +40,8 @@ class FollowedName(Followed):
         clock: the time between lookups.
     """
 
+    asked = "DNS"
+
     def __init__(
         self,
         service: str,
@@ -53,31 +52,19 @@ class FollowedName(Followed):
         rng: random.Random,
         clock: Clock,
     ) -> None:
-        super().__init__(service, partial(on_idle, self))
+        super().__init__(service, partial(on_idle, self), rng=rng, clock=clock)
         self._look = look
         self._may_be_unknown = may_be_unknown
-        self._rng = rng
-        self._clock = clock
 
     async def follow(self) -> None:
         """Look for ever, and tell the watches what changes."""
-        failures = 0
-        warned_at: float | None = None
         while True:
             try:
                 snapshot, ttl = await self._ask()
             except RegistryError as error:
-                failures += 1
-                self.silent = str(error)
-                now = self._clock.now()
-                if warned_at is None or now - warned_at >= WARN_EVERY:
-                    warned_at = now
-                    log.warning("watching %r: %s; trying again", self.service, error)
-                await self._clock.sleep(backoff(failures, self._rng))
+                await self._failed(error)
                 continue
-            if failures:
-                log.info("watching %r: DNS answers again", self.service)
-            failures, warned_at, self.silent = 0, None, None
+            self._answered()
             self._publish(snapshot)
             await self._clock.sleep(ttl + self._rng.uniform(0.0, LATE))
 

@@ -26,6 +26,7 @@ from meshrpc.registry.file_document import Services, concerns
 from meshrpc.registry.file_look import Signature, look_at
 from meshrpc.registry.finding import Finding, Problem
 from meshrpc.registry.instance import Health, Instance
+from meshrpc.registry.open_watch import OpenWatch
 from meshrpc.registry.read_only import ReadOnly
 from meshrpc.registry.registry import Snapshot, Watch
 
@@ -64,7 +65,7 @@ class FileRegistry(ReadOnly):
         self._seen: Signature | None = None
         self._read: Signature | None = None
         self._looking = asyncio.Lock()
-        self._watches: list[_FileWatch] = []
+        self._watches: list[OpenWatch] = []
         self._follower: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -118,15 +119,14 @@ class FileRegistry(ReadOnly):
 
         Changes are told while the registry is entered.
         """
-        watch = _FileWatch(self, service, on_snapshot)
+        watch = OpenWatch(service, on_snapshot, on_close=self._unwatch, why_silent=self.why_silent)
         self._watches.append(watch)
         if self._services is not None:
             watch.deliver(self._snapshot(service))
         return watch
 
-    def unwatch(self, watch: _FileWatch) -> None:
-        """Forget a watch."""
-        if watch in self._watches:
+    def _unwatch(self, watch: OpenWatch) -> None:
+        if watch in self._watches:  # else the registry was left first
             self._watches.remove(watch)
 
     def why_silent(self) -> str | None:
@@ -202,34 +202,6 @@ class FileRegistry(ReadOnly):
 
     def _say(self, wrong: Wrong) -> str:
         return f"{self.path}: {wrong}" if wrong.path else f"{self.path}: {wrong.rule}"
-
-
-class _FileWatch:
-    def __init__(
-        self, registry: FileRegistry, service: str, on_snapshot: Callable[[Snapshot], None]
-    ) -> None:
-        self.service = service
-        self._registry = registry
-        self._on_snapshot: Callable[[Snapshot], None] | None = on_snapshot
-
-    def __repr__(self) -> str:
-        return f"<FileWatch of {self.service} in {self._registry!r}>"
-
-    def close(self) -> None:
-        self._on_snapshot = None
-        self._registry.unwatch(self)
-
-    def why_silent(self) -> str | None:
-        """Return why the file cannot be used just now; None when it can."""
-        return self._registry.why_silent()
-
-    def deliver(self, snapshot: Snapshot) -> None:
-        if self._on_snapshot is None:
-            return
-        try:
-            self._on_snapshot(snapshot)
-        except Exception:
-            log.exception("a watch of %r failed; it will be called again", self.service)
 
 
 def _path(url: str) -> Path:

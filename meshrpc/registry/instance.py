@@ -34,6 +34,9 @@ class State(enum.StrEnum):
     """It failed, and is left out for a while."""
 
 
+HEAVIEST = 65_535
+"""The greatest weight that every registry can say: an SRV record and Consul no greater one."""
+
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 _HEALTH_TO_WIRE = {

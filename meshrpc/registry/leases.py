@@ -2,9 +2,7 @@
 
 A record lives as long as its lease; a renewal extends the lease and never brings back one that
 ran out, so a process that was frozen past it has to register again as a new incarnation. A
-permanent record has no lease. Expiry times wait in a heap that renewals leave alone: an entry that
-comes up too early is put back at the lease's real end. That makes a renewal O(1) and expiry
-O(log n) per entry.
+permanent record has no lease.
 
 A table may begin with a recovery window: no lease ends before it is over, and its snapshots say
 that who is missing may only not have come back yet.
@@ -15,7 +13,6 @@ wait: `version` says what watchers have to be told, `next_expiry` when to come b
 
 from __future__ import annotations
 
-import heapq
 import math
 from bisect import bisect_left
 from collections.abc import Iterable
@@ -25,6 +22,7 @@ from meshrpc.errors import StaleIncarnation
 from meshrpc.registry.departures import Departures
 from meshrpc.registry.finding import Finding, Problem
 from meshrpc.registry.instance import Health, Instance, State
+from meshrpc.registry.lease_queue import Lease, LeaseQueue
 from meshrpc.registry.registry import LEASE, Snapshot
 
 REMEMBERED = 10_000
@@ -32,46 +30,33 @@ REMEMBERED = 10_000
 alive, so that a whole fleet may restart without one of its old incarnations slipping back in."""
 NEAR_EXPIRY = 1 / 3
 """Of a lease that is left when it counts as about to run out: two renewals did not come."""
-SLACK = 64
-"""Heap entries that count for nothing, besides as many as there are leases, before they are swept."""
 
 _Service = tuple[str, str]
 _Key = tuple[str, str, str]
 
 
 @dataclass(slots=True)
-class _Lease:
-    instance: Instance
-    length: float
-    expires: float
-    queued: float
-    """The time of the one heap entry that counts for this lease, never after `expires`; infinite:
-    there is none."""
-
-
-@dataclass(slots=True)
 class _Members:
     """The instances of one service."""
 
-    leases: dict[str, _Lease] = field(default_factory=dict)
+    leases: dict[str, Lease] = field(default_factory=dict)
     ids: list[str] = field(default_factory=list)
     instances: list[Instance] = field(default_factory=list)
     """Their records in the order of `ids`, which is sorted: kept so, for a snapshot of ten thousand
     is made with each change."""
 
-    def add(self, lease: _Lease) -> None:
+    def add(self, lease: Lease) -> None:
         at = bisect_left(self.ids, lease.instance.id)
         self.leases[lease.instance.id] = lease
         self.ids.insert(at, lease.instance.id)
         self.instances.insert(at, lease.instance)
 
-    def replace(self, lease: _Lease, instance: Instance) -> None:
+    def replace(self, lease: Lease, instance: Instance) -> None:
         lease.instance = self.instances[bisect_left(self.ids, instance.id)] = instance
 
-    def remove(self, id_: str) -> Instance:
+    def remove(self, id_: str) -> None:
         at = bisect_left(self.ids, id_)
-        del self.leases[id_], self.ids[at]
-        return self.instances.pop(at)
+        del self.leases[id_], self.ids[at], self.instances[at]
 
 
 class LeaseTable:
@@ -84,9 +69,8 @@ class LeaseTable:
         self._recovers_until = recovers_until
         self._is_recovering = recovers_until > -math.inf
         self._services: dict[_Service, _Members] = {}
-        self._count = 0
         self._permanent: dict[_Key, Instance] = {}
-        self._queue: list[tuple[float, _Key]] = []
+        self._queue = LeaseQueue()
         self._gone: dict[_Key, int] = {}
         self._departures = Departures()
         self._eras = 0  # added to every version
@@ -95,8 +79,8 @@ class LeaseTable:
 
     def __repr__(self) -> str:
         recovering = " recovering" if self._is_recovering else ""
-        services, instances = len(self._services), self._count
-        return f"<LeaseTable services={services} instances={instances}{recovering}>"
+        services = len(self._services)
+        return f"<LeaseTable services={services} instances={self._queue.leases}{recovering}>"
 
     def register(self, instance: Instance, now: float, lease: float = LEASE) -> bool:
         """Create or replace a record and start its lease of `lease` seconds; a permanent has none.
@@ -194,19 +178,21 @@ class LeaseTable:
         It is noted of an unknown one too: a table that forgot it, or let its lease run out, has
         watchers who may still count on it.
         """
-        is_known = self._find(namespace, service, id) is not None
+        held = self._find(namespace, service, id)
         is_new = self._departures.add((namespace, service, id))
-        if is_known:
-            self._remove(namespace, service, id)
+        if held is not None:
+            self._remove(held)
         elif is_new:
             self._changed(namespace, service)
-        return is_known or is_new
+        return held is not None or is_new
 
     def expire(self, now: float) -> tuple[Instance, ...]:
         """Drop the records whose leases ran out, and return them in the order in which they did."""
         gone = []
-        while not self._is_recovering and (due := self.next_expiry()) is not None and due <= now:
-            gone.append(self._remove(*self._queue[0][1]))
+        while not self._is_recovering and (first := self._queue.first()) is not None:
+            if first.expires > now:
+                break
+            gone.append(self._remove(first))
         return tuple(gone)
 
     @property
@@ -230,20 +216,8 @@ class LeaseTable:
         """
         if self._is_recovering:
             return self._recovers_until
-        while self._queue:
-            time, key = self._queue[0]
-            held = self._find(*key)
-            if held is None or held.queued != time:
-                heapq.heappop(self._queue)
-            elif held.expires == math.inf:  # registered again as a permanent one
-                held.queued = math.inf
-                heapq.heappop(self._queue)
-            elif held.expires > time:
-                held.queued = held.expires
-                heapq.heapreplace(self._queue, (held.expires, key))
-            else:
-                return time
-        return None
+        first = self._queue.first()
+        return None if first is None else first.expires
 
     def findings(self, namespace: str, service: str, now: float) -> tuple[Finding, ...]:
         """Return which of the service's leases are about to run out, ordered by id."""
@@ -298,7 +272,7 @@ class LeaseTable:
             if self._find(instance.namespace, instance.service, instance.id) is None:
                 self._add(instance, now, math.inf if instance.permanent else LEASE)
 
-    def _find(self, namespace: str, service: str, id_: str) -> _Lease | None:
+    def _find(self, namespace: str, service: str, id_: str) -> Lease | None:
         members = self._services.get((namespace, service))
         return None if members is None else members.leases.get(id_)
 
@@ -311,50 +285,38 @@ class LeaseTable:
 
     def _add(self, instance: Instance, now: float, length: float) -> None:
         key = _key(instance)
-        held = _Lease(instance, length, math.inf, math.inf)
+        held = Lease(instance, length)
         self._services.setdefault(key[:2], _Members()).add(held)
-        self._count += 1
-        self._extend(held, now)
+        self._queue.add(held, self._end(held, now))
         self._gone.pop(key, None)
         self._departures.discard(key)
         self._changed_to(instance)
 
-    def _replace(self, held: _Lease, instance: Instance) -> None:
+    def _replace(self, held: Lease, instance: Instance) -> None:
         self._services[instance.namespace, instance.service].replace(held, instance)
         self._changed_to(instance)
 
-    def _extend(self, held: _Lease, now: float) -> None:
-        held.expires = now + held.length
-        if self._is_recovering:
-            held.expires = max(held.expires, self._recovers_until)
-        if held.expires < held.queued:  # new, or registered again with a shorter lease
-            held.queued = held.expires
-            heapq.heappush(self._queue, (held.expires, _key(held.instance)))
-            if len(self._queue) > 2 * self._count + SLACK:
-                self._sweep()
+    def _extend(self, held: Lease, now: float) -> None:
+        self._queue.extend(held, self._end(held, now))
 
-    def _sweep(self) -> None:
-        """Drop the heap entries that count for nothing."""
-        self._queue = [
-            (held.queued, (*service, id_))
-            for service, members in self._services.items()
-            for id_, held in members.leases.items()
-            if held.queued < math.inf
-        ]
-        heapq.heapify(self._queue)
+    def _end(self, held: Lease, now: float) -> float:
+        """Return when a lease that starts now ends."""
+        end = now + held.length
+        return max(end, self._recovers_until) if self._is_recovering else end
 
-    def _remove(self, namespace: str, service: str, id_: str) -> Instance:
-        key = (namespace, service, id_)
-        members = self._services[namespace, service]
-        instance = members.remove(id_)
+    def _remove(self, held: Lease) -> Instance:
+        instance = held.instance
+        key = _key(instance)
+        members = self._services[key[:2]]
+        members.remove(instance.id)
         if not members.ids:
-            del self._services[namespace, service]
-        self._count -= 1
+            del self._services[key[:2]]
+        self._queue.remove(held)
         self._permanent.pop(key, None)
         self._gone[key] = instance.incarnation
         if len(self._gone) > REMEMBERED:
             del self._gone[next(iter(self._gone))]
-        self._changed(namespace, service)
+        self._changed(instance.namespace, instance.service)
         return instance
 
     def _changed_to(self, instance: Instance) -> None:

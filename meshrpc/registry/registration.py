@@ -18,10 +18,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 
+from meshrpc.backoff import backoff
 from meshrpc.clock import SYSTEM_CLOCK, Clock
 from meshrpc.errors import ReadOnlyRegistry, RegistryError, StaleIncarnation
 from meshrpc.load_report import LoadReport
-from meshrpc.registry.backoff import backoff
+from meshrpc.outage import Outage
 from meshrpc.registry.instance import Health, Instance, State
 from meshrpc.registry.registry import RENEW_EVERY, Registry
 
@@ -29,8 +30,6 @@ ASK_WITHIN = 5.0
 """Seconds one request to the registry may take; a service starts no later than that."""
 DEREGISTER_WITHIN = 6.0
 """Seconds for the last one: an acknowledging registry itself waits up to 5 for the callers."""
-WARN_EVERY = 60.0
-"""Seconds between two warnings of an outage."""
 UTILIZATION_MOVED = 0.1
 """A load is published again when its utilization has changed by more than this,"""
 WEIGHT_MOVED = 1.25
@@ -74,8 +73,7 @@ class Registration:
         self._tried = asyncio.Event()
         self._may_be_known = False
         self._ended = False
-        self._warned_at: float | None = None
-        self._outage = False
+        self._outage = Outage()
 
     def __repr__(self) -> str:
         state = "registered" if self.registered else "ended" if self._ended else "not registered"
@@ -131,7 +129,6 @@ class Registration:
         self._tried.set()  # a keeper that was cancelled before it began did not
 
     async def _keep(self) -> None:
-        failures = 0
         # Looked at each time: a call of grpcio's that fails as it is cancelled forgets that it was.
         while not self._ended:
             asked_at, was_registered = self._clock.now(), self.registered
@@ -151,12 +148,11 @@ class Registration:
                 self._may_be_known = self.registered = False
                 return
             except Exception as error:  # noqa: BLE001 - whatever a registry raises, the lease is kept
-                failures += 1
                 self._warn(error)
-                wait = backoff(failures, self._rng)
+                wait = backoff(self._outage.failures, self._rng)
             else:
-                failures = 0
-                self._over()
+                if self._outage.end():
+                    log.info("%s is registered", self._instance.id)
                 # A fleet that was started at once, or came back at once, does not renew at once.
                 earliest = 0.9 if was_registered else 0.2
                 due = asked_at + RENEW_EVERY * self._rng.uniform(earliest, 1.0)
@@ -206,17 +202,9 @@ class Registration:
             log.warning("cannot %s %s: %s", what, instance.id, _cause(error))
 
     def _warn(self, error: Exception) -> None:
-        now = self._clock.now()
-        self._outage = True
-        if self._warned_at is None or now - self._warned_at >= WARN_EVERY:
-            self._warned_at = now
+        if self._outage.goes_on(self._clock.now()):
             what = "renew the lease of" if self.registered else "register"
             log.warning("cannot %s %s: %s; trying again", what, self._instance.id, _cause(error))
-
-    def _over(self) -> None:
-        if self._outage:
-            self._outage = False
-            log.info("%s is registered", self._instance.id)
 
 
 def has_moved(published: LoadReport | None, load: LoadReport | None) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from meshrpc.clock import Clock
+from meshrpc.log_rate import LogRate
 
 WAIT_AT_MOST: Final = 30.0
 """Seconds until a service starts without those that it requires."""
@@ -32,7 +33,7 @@ async def wait_for(required: Mapping[str, Callable[[], bool]], clock: Clock) -> 
         clock: what the seconds are counted on.
     """
     started = clock.now()
-    said_at = None
+    words = LogRate(SAY_EVERY)
     while missing := ", ".join(
         name for name, can_be_called in required.items() if not can_be_called()
     ):
@@ -45,7 +46,6 @@ async def wait_for(required: Mapping[str, Callable[[], bool]], clock: Clock) -> 
                 WAIT_AT_MOST,
             )
             return
-        if said_at is None or now - said_at >= SAY_EVERY:
+        if words.allows("missing", now) is not None:
             _LOG.info("waits for %s before it starts", missing)
-            said_at = now
         await asyncio.sleep(LOOK_EVERY)

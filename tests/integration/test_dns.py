@@ -9,17 +9,18 @@ import subprocess
 import grpc
 import pytest
 
+from meshrpc.backoff import LONGEST
 from meshrpc.client.channel import Channel
 from meshrpc.client.destination import Destination
 from meshrpc.client.endpoint import Dialing
 from meshrpc.clock import SYSTEM_CLOCK
 from meshrpc.errors import ReadOnlyRegistry, RegistryError
+from meshrpc.outage import WARN_EVERY
 from meshrpc.policy.model import EffectivePolicy
-from meshrpc.registry.backoff import LONGEST
 from meshrpc.registry.dns import DnsRegistry
 from meshrpc.registry.dns_lookup import Found
 from meshrpc.registry.dns_url import Target
-from meshrpc.registry.dns_watch import LATE, WARN_EVERY
+from meshrpc.registry.dns_watch import LATE
 from meshrpc.registry.instance import Instance
 from tests.echo import PLAIN, EchoServer, Handlers
 

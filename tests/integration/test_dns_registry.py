@@ -157,7 +157,7 @@ async def test_closing_the_last_watch_ends_the_asking(cluster, zone, virtual_clo
         await virtual_clock.settle()
         one.close()
         one.close()
-        assert len(registry._followed) == 1
+        assert len(registry._following) == 1
         other.close()
         await virtual_clock.settle()
         assert asyncio.all_tasks() == tasks

@@ -17,13 +17,13 @@ import pytest
 import pytest_asyncio
 
 import meshrpc
-from meshrpc.balancer.subsetting import choose
+from meshrpc.balancer.subsetting import first, rank
 from meshrpc.client.destination import Destination
 from meshrpc.clock import SYSTEM_CLOCK
 from meshrpc.control.server import ControlServer
+from meshrpc.interests import Interests
 from meshrpc.registry.instance import Instance
 from meshrpc.registry.registry import Snapshot
-from meshrpc.subscription import Subscription
 from meshrpc.testing.proxy import Proxy
 from meshrpc.v1 import registry_pb2, registry_pb2_grpc
 
@@ -139,7 +139,7 @@ class Caller:
 
     def connects_to(self, instance: Instance) -> bool:
         """Return whether it would, if this were registered too."""
-        return instance in choose((*self.instances, instance), SUBSET, self._seed)
+        return instance in first(rank((*self.instances, instance), self._seed), SUBSET)
 
     def one(self, world: World, *, is_member: bool) -> Instance:
         """Return one to register that this caller connects to, or does not."""
@@ -153,13 +153,13 @@ class Caller:
 async def caller(world, monkeypatch):
     """A process that knows all instances and is connected to its subset of them."""
     pushed = []
-    take = Subscription._take
+    take = Interests.take
 
-    def noted(subscription, push):
+    def noted(interests, push):
         pushed.extend(len(each.instances) for each in push.instances)
-        return take(subscription, push)
+        return take(interests, push)
 
-    monkeypatch.setattr(Subscription, "_take", noted)
+    monkeypatch.setattr(Interests, "take", noted)
     mesh = meshrpc.Mesh("caller", control=world.control, rng=random.Random(1))
     async with mesh:
         channel = mesh.channel(SERVICE)

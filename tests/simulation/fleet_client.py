@@ -7,11 +7,12 @@ when others come and go, the picker over them, and slow start.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from meshrpc.balancer import Balancer, Picker, create_balancer
 from meshrpc.balancer.capacity import Capacity
 from meshrpc.balancer.load import Load
+from meshrpc.balancer.subsetting import first, rank
 from meshrpc.policy import model
 from meshrpc.resilience.slow_start import least_share, share
 from tests.simulation.fleet_server import Server
@@ -114,3 +115,11 @@ class Client:
     def _dial(self, server: Server, warm_at: float) -> Endpoint:
         self.connected += 1
         return Endpoint(server, self._policy.decay, warm_at)
+
+
+def subset(
+    servers: Sequence[Server], size: int, name: str, zone: str | None = None
+) -> tuple[Server, ...]:
+    """Return whom a client of this name, in this zone, connects to, in the order given."""
+    taken = {server.id for server in first(rank(servers, name), size, zone)}
+    return tuple(server for server in servers if server.id in taken)

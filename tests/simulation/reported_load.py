@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from meshrpc.balancer.subsetting import choose
 from meshrpc.policy.model import Balancer, BalancerKind
 from tests.simulation.chart import Chart, Panel, Shade, line
 from tests.simulation.fleet import Fleet
+from tests.simulation.fleet_client import subset
 from tests.simulation.measure import Points, by_stretch, percentile
 
 CLIENTS, SERVERS, SUBSET = 200, 99, 33
@@ -57,7 +57,7 @@ def run(balancer: Balancer, *, seed: int, clients: int = CLIENTS) -> ReportedLoa
         names = (f"payment-x{speed}-{n}" for n in range(SERVERS // len(SPEEDS)))
         speeds |= dict.fromkeys(fleet.add_servers(names, SERVICE_TIME / speed), speed)
     for client in fleet.add_clients((f"order-{n}" for n in range(clients)), balancer):
-        client.connect(choose(fleet.servers, SUBSET, client.name))
+        client.connect(subset(fleet.servers, SUBSET, client.name))
     fleet.run(RATE, UNTIL)
     fleet.run(0.0, UNTIL + 10.0)
     shares: dict[int, Points] = {speed: [] for speed in SPEEDS}

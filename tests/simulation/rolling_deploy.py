@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from meshrpc.balancer.subsetting import choose
 from meshrpc.policy.model import Balancer, BalancerKind
 from tests.simulation.chart import Chart, Panel, Shade, line
 from tests.simulation.fleet import Fleet
-from tests.simulation.fleet_client import Client
+from tests.simulation.fleet_client import Client, subset
 from tests.simulation.fleet_server import Server
 from tests.simulation.measure import Points
 
@@ -58,14 +57,14 @@ def run(*, seed: int) -> Deploy:
     active = list(before)
     registered = dict.fromkeys(before, (0.0, UNTIL))
     for client in clients:
-        client.connect(choose(active, SUBSET, client.name))
+        client.connect(subset(active, SUBSET, client.name))
     first = [client.connected for client in clients]
     connections = [(0.0, [0] * CLIENTS)]
     callers = [(0.0, _callers(clients, active))]
 
     def change() -> None:
         for client in clients:
-            client.connect(choose(active, SUBSET, client.name), fleet.now, SLOW_START)
+            client.connect(subset(active, SUBSET, client.name), fleet.now, SLOW_START)
         made = [
             client.connected - at_first for client, at_first in zip(clients, first, strict=True)
         ]
@@ -119,9 +118,9 @@ def drawn_anew(*, seed: int) -> Points:
     now = [set(rng.sample(active, SUBSET)) for _ in range(CLIENTS)]
     made, points = 0, [(0.0, 0.0)]
     for at, active in _memberships():
-        for number, subset in enumerate(now):
+        for number, before in enumerate(now):
             drawn = set(rng.sample(active, SUBSET))
-            made += len(drawn - subset)
+            made += len(drawn - before)
             now[number] = drawn
         points.append((at, made / CLIENTS))
     return points

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from meshrpc.balancer.peak_ewma import BETWEEN_PROBES
-from meshrpc.balancer.subsetting import choose
 from meshrpc.policy.model import Balancer, BalancerKind
 from tests.simulation.chart import Chart, Panel, Shade, line
 from tests.simulation.fleet import Fleet
+from tests.simulation.fleet_client import subset
 from tests.simulation.measure import Points, by_stretch, percentile
 
 CLIENTS, SERVERS, SUBSET = 1000, 100, 20
@@ -59,7 +59,7 @@ def run(
     fleet.add_servers((f"payment-{n}" for n in range(servers)), SERVICE_TIME, SLOTS)
     affected = fleet.servers[:slow]
     for client in fleet.add_clients((f"order-{n}" for n in range(clients)), balancer):
-        client.connect(choose(fleet.servers, SUBSET, client.name))
+        client.connect(subset(fleet.servers, SUBSET, client.name))
 
     def turn(slowness: float) -> None:
         for server in affected:

@@ -11,10 +11,10 @@ import math
 from functools import cache
 
 from meshrpc.balancer import create_balancer
-from meshrpc.balancer.subsetting import choose
 from meshrpc.policy.model import Balancer, BalancerKind
 from tests.simulation.chart import Chart, Panel, line
 from tests.simulation.fleet import Fleet
+from tests.simulation.fleet_client import subset
 from tests.simulation.measure import Points
 
 CLIENTS = 1000
@@ -54,7 +54,7 @@ def _subsets(servers: int) -> tuple[tuple[int, ...], ...]:
     known = fleet.add_servers((f"payment-{n}" for n in range(servers)), SERVICE_TIME)
     numbers = {server: number for number, server in enumerate(known)}
     return tuple(
-        tuple(numbers[server] for server in choose(known, SUBSET, f"order-{n}"))
+        tuple(numbers[server] for server in subset(known, SUBSET, f"order-{n}"))
         for n in range(CLIENTS)
     )
 
@@ -97,12 +97,12 @@ def join(balancer: Balancer, slow_start: float, *, seed: int) -> Points:
     known = fleet.add_servers((f"payment-{n}" for n in range(SERVERS)), JOIN_SERVICE_TIME)
     clients = fleet.add_clients((f"order-{n}" for n in range(CLIENTS)), balancer)
     for client in clients:
-        client.connect(choose(known, JOIN_SUBSET, client.name))
+        client.connect(subset(known, JOIN_SUBSET, client.name))
     joining = fleet.add_servers((f"new-{n}" for n in range(JOINING)), JOIN_SERVICE_TIME)
 
     def register() -> None:
         for client in clients:
-            client.connect(choose(fleet.servers, JOIN_SUBSET, client.name), fleet.now, slow_start)
+            client.connect(subset(fleet.servers, JOIN_SUBSET, client.name), fleet.now, slow_start)
 
     fleet.at(JOINED, register)
     points: Points = []

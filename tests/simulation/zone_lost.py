@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 
 from meshrpc.balancer import create_balancer
-from meshrpc.balancer.subsetting import choose
 from meshrpc.balancer.zones import ZonePicker, zone_shares
 from meshrpc.policy.model import Balancer, BalancerKind
 from tests.simulation.chart import Chart, Line, Panel, Shade, line
 from tests.simulation.fleet import Fleet
-from tests.simulation.fleet_client import Client
+from tests.simulation.fleet_client import Client, subset
 from tests.simulation.fleet_server import Server
 from tests.simulation.measure import Points, by_stretch
 
@@ -58,7 +57,7 @@ class Zoned:
         """Choose among the servers that work now."""
         client = self._client
         own = client.zone
-        client.connect(choose(working, SUBSET, client.name, own if prefers else None))
+        client.connect(subset(working, SUBSET, client.name, own if prefers else None))
         if not prefers or own is None:
             return
         shares = zone_shares(own, Counter(server.zone for server in working), self._callers)

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import random
 
+from meshrpc.backoff import LONGEST
 from meshrpc.errors import RegistryError
-from meshrpc.registry.backoff import LONGEST
 from meshrpc.registry.consul_watch import QUERIES_AT_ONCE, QUERIES_PER_SECOND, FollowedService
 from meshrpc.registry.instance import Instance
 from meshrpc.registry.registry import Snapshot

@@ -19,6 +19,13 @@ def test_a_cause_has_one_line_a_second_which_says_how_many_were_left_out():
     assert rate.allows("a", 60.0) == 999
 
 
+def test_another_interval_may_be_asked_for():
+    """One line in ten seconds."""
+    rate = LogRate(10.0)
+    written = [now for now in range(31) if rate.allows("a", float(now)) is not None]
+    assert written == [0, 10, 20, 30]
+
+
 def test_causes_without_end_take_neither_memory_nor_the_log():
     """Their names come from outside: past a few hundred they share one line a second."""
     rate = LogRate()

@@ -1,29 +1,29 @@
 """An instance as a mapping."""
 
 import json
-from types import MappingProxyType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshrpc.registry.instance import Health, Instance, State
-from meshrpc.registry.record import (
-    HEAVIEST,
-    RecordError,
-    instance_from_mapping,
-    instance_to_mapping,
-)
+from meshrpc.registry.file_document import SCHEMA, read_services
+from meshrpc.registry.instance import HEAVIEST, Health, Instance, State
 
 SPACELESS = "a label has no spaces, '=' or ',', 128 characters at most"
 
 
-def refusal(mapping, path="services.payment[0]"):
-    """Return the problems of a mapping that is no instance, as lines."""
-    with pytest.raises(RecordError) as raised:
-        instance_from_mapping(mapping, service="payment", path=path)
-    assert str(raised.value) == "; ".join(map(str, raised.value.problems))
-    return [str(problem) for problem in raised.value.problems]
+def read(instance):
+    """Return what a file with this one instance says, and its problems as lines."""
+    document = {"schema": SCHEMA, "services": {"payment": [instance]}}
+    services, problems = read_services(json.dumps(document), "blue")
+    return services, [str(problem) for problem in problems]
+
+
+def refusal(instance):
+    """Return the problems of what is no instance."""
+    services, problems = read(instance)
+    assert services == {}
+    return problems
 
 
 def test_an_address_alone_is_an_instance_whose_id_it_is():
@@ -32,14 +32,15 @@ def test_an_address_alone_is_an_instance_whose_id_it_is():
         id="10.0.0.5:50051", service="payment", address="10.0.0.5:50051", namespace="blue"
     )
     for given_ in ("10.0.0.5:50051", {"address": " 10.0.0.5:50051"}):
-        assert instance_from_mapping(given_, service="payment", namespace="blue") == expected
+        assert read(given_) == ({"payment": (expected,)}, [])
 
 
-def test_numbers_are_read_from_text_and_as_they_are():
-    """A strict loader leaves them text, JSON does not."""
+def test_numbers_are_read_as_they_are_and_from_text():
+    """Of JSON, whose strings are quoted."""
     for weight in (7, "7"):
-        read = instance_from_mapping({"address": "[::1]:1", "weight": weight}, service="payment")
-        assert (read.weight, read.address) == (7, "[::1]:1")
+        services, _ = read({"address": "[::1]:1", "weight": weight})
+        (instance,) = services["payment"]
+        assert (instance.weight, instance.address) == (7, "[::1]:1")
 
 
 def test_everything_that_is_wrong_is_said_at_once_with_its_path():
@@ -66,12 +67,12 @@ def test_everything_that_is_wrong_is_said_at_once_with_its_path():
         ({"address": "h:1", "weight": HEAVIEST + 1}, "expected a whole number"),
         ({"address": "h:1", "labels": "gold"}, "expected a mapping of labels"),
         ({"address": "h:1", "labels": {"tier": "a\nb"}}, "a label's value is a line"),
-        ({"address": "h:1", "labels": {"tier": None}}, r"labels.tier: NoneType: expected text"),
-        ({"address": "h:1", "weight": 1.5}, r"weight: float: expected text"),
+        ({"address": "h:1", "labels": {"tier": None}}, "labels.tier: null: a null"),
+        ({"address": "h:1", "weight": 1.5}, "weight: 1.5: expected a whole number"),
         ({"address": "h:1", "health": "srving"}, "did you mean serving"),
         ({"address": "h:1", "state": "held"}, "expected one of active, draining"),
         (["h:1"], "expected a mapping with address, id"),
-        (None, "NoneType"),
+        (None, "a null"),
         ({1: "x"}, "unknown field"),
     ],
 )
@@ -84,29 +85,27 @@ def test_what_is_no_instance_is_refused_in_words(mapping, words):
 
 LINES = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=9)
 WORDS = LINES.filter(lambda text: not set(text) & set(",= "))
+FIELDS = {
+    "id": LINES,
+    "version": WORDS,
+    "zone": WORDS,
+    "weight": st.integers(1, HEAVIEST),
+    "labels": st.dictionaries(WORDS.filter(lambda t: t not in ("version", "zone")), LINES),
+    "pid": st.integers(1, 1 << 22),
+    "incarnation": st.integers(0, 1000),
+    "health": st.sampled_from(Health),
+    "state": st.sampled_from([State.ACTIVE, State.DRAINING]),
+    "permanent": st.booleans(),
+}
 
 
 @given(
-    st.builds(
-        Instance,
-        id=LINES,
-        service=st.just("payment"),
-        address=st.sampled_from(["10.0.0.5:50051", "[::1]:1", "a.b:65535"]),
-        namespace=st.just("blue"),
-        version=st.none() | WORDS,
-        zone=st.none() | WORDS,
-        weight=st.integers(1, HEAVIEST),
-        labels=st.dictionaries(WORDS.filter(lambda t: t not in ("version", "zone")), LINES).map(
-            MappingProxyType
-        ),
-        pid=st.none() | st.integers(1, 1 << 22),
-        incarnation=st.integers(0, 1000),
-        health=st.sampled_from(Health),
-        state=st.sampled_from([State.ACTIVE, State.DRAINING]),
-        permanent=st.booleans(),
-    )
+    st.sampled_from(["10.0.0.5:50051", "[::1]:1", "a.b:65535"]),
+    st.fixed_dictionaries({}, optional=FIELDS),
 )
-def test_what_was_written_is_read_again(instance):
-    """Every field but the load survives the way through JSON."""
-    mapping = json.loads(json.dumps(instance_to_mapping(instance)))
-    assert instance_from_mapping(mapping, service="payment", namespace="blue") == instance
+def test_every_field_but_the_load_can_be_written_down(address, fields):
+    """And means itself; one that is left out is what it is by default."""
+    expected = Instance(
+        **{"id": address, **fields}, address=address, service="payment", namespace="blue"
+    )
+    assert read({"address": address, **fields}) == ({"payment": (expected,)}, [])

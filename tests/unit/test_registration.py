@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import pytest
 
+from meshrpc.backoff import FIRST, LONGEST, backoff
 from meshrpc.errors import ReadOnlyRegistry, RegistryError, StaleIncarnation
 from meshrpc.load_report import LoadReport
-from meshrpc.registry.backoff import FIRST, LONGEST, backoff
 from meshrpc.registry.instance import Instance, State
 from meshrpc.registry.memory import MemoryRegistry
 from meshrpc.registry.registration import (
