@@ -28,6 +28,9 @@ _WRITE_BROKE = 'Failed "execute_batch"'
 """How grpcio explains the INTERNAL that it reports when a message could not be written: before it
 knows the status that the call really ended with, or over it."""
 
+_DEADLINE_PASSED = "Deadline Exceeded"
+"""The details of a call whose deadline has passed here, as grpc words them."""
+
 _LOOK_EVERY = 0.005
 _LOOKS = 200
 """Seconds between looks for the real status, and how many; grpcio need not call back again."""
@@ -62,7 +65,8 @@ class Attempt:
     end, good or bad, where it may say something else later. Then one of these may hold:
     `cancelled`, this side ended it; `interrupted`, it did so without being asked, because its
     endpoint was closed or it has `expired`; `raised`, an interceptor raised something that is no
-    status.
+    status; `outlived`, it was `limited` to how long the policy lets streams last, and lasted so long,
+    which is nobody's fault.
     """
 
     __slots__ = (
@@ -82,7 +86,9 @@ class Attempt:
         "generation",
         "inner",
         "interrupted",
+        "limited",
         "outcome",
+        "outlived",
         "raised",
         "status",
     )
@@ -103,6 +109,8 @@ class Attempt:
         self.cancelled = False
         self.expired = False
         self.interrupted = False
+        self.limited = False
+        self.outlived = False
         self.raised = False
         self._clock = clock
         self._sampled = sampled
@@ -188,7 +196,9 @@ class Attempt:
     def _finish(self, code: grpc.StatusCode) -> None:
         self.code = code
         now = self._clock.now()
-        answered = not (self.cancelled or self.raised)
+        if self.limited and code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            self.outlived = self.details == _DEADLINE_PASSED
+        answered = not (self.cancelled or self.raised or self.outlived)
         self.outcome = classify(code, self.details) if answered else Outcome.ABANDONED
         latency = now - self._started if self._sampled and not self.raised else None
         if self.endpoint.reads_reports and answered:
@@ -235,7 +245,7 @@ class Attempt:
         self.cancelled = code is grpc.StatusCode.CANCELLED and self.details == CANCELLED_HERE
         if self.cancelled and self.expired:
             self.cancelled, self.interrupted = False, True
-            self.details = "Deadline Exceeded"
+            self.details = _DEADLINE_PASSED
             return grpc.StatusCode.DEADLINE_EXCEEDED
         if self.cancelled and self.endpoint.closing:
             self.interrupted = True

@@ -2,8 +2,8 @@
 
 Read this first. One call goes: deadline, span, pick, start on the endpoint's own grpc channel,
 finish. `Channel` makes multicallables (`multicallable.py`); one turns a request into a call
-object (`call.py`, `waiting.py`), which carries out its attempts (`logical_call.py`, `attempt.py`) at
-endpoints (`endpoint.py`) that the destination (`destination.py`) offers. The channel may be made
+object (`call.py`), which carries out its attempts (`logical_call.py`, `attempt.py`) at endpoints
+(`endpoint.py`) that the destination (`destination.py`) offers. The channel may be made
 before an event loop runs: it is bound to the mesh's destination by its first call.
 """
 

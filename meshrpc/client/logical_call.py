@@ -3,7 +3,7 @@
 A call is started when it is made. With an endpoint ready, its first attempt goes out at once
 and nothing else happens until that is over: no task, no lock. Only when there is no endpoint
 yet, or an attempt failed and another is due, a task (`_next`) waits for what is missing and
-starts the attempt. How a user waits for all that is in `waiting.py`.
+starts the attempt. How it ends is in `ending.py`, how a user waits for all that in `waiting.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from meshrpc import wire
 from meshrpc.client.aim import Aim
 from meshrpc.client.attempt import Attempt
 from meshrpc.client.destination import Destination
+from meshrpc.client.ending import EndingCall
 from meshrpc.client.endpoint import Endpoint
 from meshrpc.client.intercepted import adding
 from meshrpc.client.local_error import (
@@ -39,7 +40,6 @@ from meshrpc.interceptors.server_call import ServerCall
 from meshrpc.policy.model import Fault
 from meshrpc.policy.table import MethodPolicy
 from meshrpc.registry.instance import Instance
-from meshrpc.resilience.outcome import Outcome
 from meshrpc.resilience.retry import Failure, pause_before_retry, read_failure
 from meshrpc.telemetry import tracing
 
@@ -48,7 +48,7 @@ _UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 _CANCELLED = grpc.StatusCode.CANCELLED
 
 
-class LogicalCall:
+class LogicalCall(EndingCall):
     """What the four kinds of call share: one call, its attempts one after another."""
 
     _kind: str
@@ -183,9 +183,6 @@ class LogicalCall:
 
     def _raise_cause(self) -> None:
         """Raise what grpcio cancelled the call for by itself, if it did."""
-
-    def _close_requests(self) -> None:
-        """Stop asking the user for messages to send."""
 
     def _offer_copy(self) -> None:
         """Let the route's mirror have a copy of the call, which has gone out."""
@@ -340,98 +337,6 @@ class LogicalCall:
         error = None if task.cancelled() else task.exception()
         # It was cancelled by whoever ends the destination or the loop.
         self._fail(left() if error is None else cannot_start(error))
-
-    def _fail(self, error: grpc.aio.AioRpcError) -> None:
-        """End the call with an error of this client's own."""
-        self._error = error
-        self._settle(error.code(), error.details())
-
-    def _break_off(self, error: grpc.aio.AioRpcError) -> None:
-        """End a call that is under way with an error of this client's own."""
-        if not self._done and self._attempt is not None:
-            self._fail(error)
-            self._attempt.cancel()
-
-    def _count_out(self) -> None:
-        """Tell, once, how the call ended to those who count."""
-        if not self._is_counted:
-            return
-        self._is_counted = False
-        # Of a call that was cancelled between two attempts nobody knows how it would have ended.
-        last = None if self._cancelled else self._attempt
-        self._destination.control.call_ended(last, self._destination.clock.now())
-        if last is not None and last.outcome is Outcome.FAILURE:
-            self._blame_dependency()
-
-    def _blame_dependency(self) -> None:
-        """Let the handler that made this call ask its own caller not to try again."""
-        if self._serving is not None:
-            self._serving.dependency_failed = True
-
-    def _settle(self, code: grpc.StatusCode, details: str | None = None) -> None:
-        self._done = True
-        self._count_out()
-        instance = self._attempt.endpoint.id if self._attempt is not None else None
-        tracing.end_client_span(self._span, code, instance, details)
-        self._close_requests()
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            try:
-                callback(self)
-            except Exception as error:  # noqa: BLE001 - grpcio would fail the call with it
-                self._destination.loop.call_exception_handler(
-                    {"message": f"a done callback of {self!r} failed", "exception": error}
-                )
-
-    # grpc.aio.RpcContext and grpc.aio.Call.
-
-    def cancelled(self) -> bool:
-        """Return whether the call ended with CANCELLED, whichever side said so."""
-        status = self._status()
-        return status is not None and status.code() is _CANCELLED
-
-    def _status(self) -> grpc.aio.AioRpcError | None:
-        """Return how the call ended; None while it runs, or with nothing to say but OK."""
-        if not self._done or self._error is not None:
-            return self._error
-        return self._attempt.status if self._attempt is not None else None
-
-    def done(self) -> bool:
-        """Return whether the call is over, its last attempt included."""
-        return self._done
-
-    def time_remaining(self) -> float | None:
-        """Return the seconds left until the deadline; None without one."""
-        if self._deadline is None:
-            return None
-        return max(0.0, self._deadline - self._destination.clock.now())
-
-    def cancel(self) -> bool:
-        """End the call now; False when it is over already."""
-        if self._done:
-            return False
-        self._cancel_asked = True
-        if self._next is not None:
-            task, self._next = self._next, None
-            task.cancel()
-            self._cancelled = True
-            self._fail(cancelled_here())
-        elif self._attempt is not None:
-            self._attempt.cancel()
-        return True
-
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """Call `callback(call)` when the call is over; at once when it is."""
-        if not callable(callback):
-            raise TypeError("a done callback must be callable")
-        if self._done:
-            callback(self)
-            return
-        self._callbacks.append(callback)
-        if self._next is not None:
-            self._next.add_done_callback(lambda _: self)  # it is held by whoever waits for it
-        if self._attempt is not None:
-            self._attempt.keep(self)
 
     def peer(self) -> Instance | None:
         """Return the instance of the last attempt; None before the first."""

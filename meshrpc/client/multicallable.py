@@ -24,6 +24,11 @@ from meshrpc.client.destination import Destination
 from meshrpc.client.endpoint import Dialing
 from meshrpc.client.hedging import HedgedCall
 from meshrpc.client.method import Method
+from meshrpc.client.stream_bounds import (
+    BoundedStreamStreamCall,
+    BoundedStreamUnaryCall,
+    BoundedUnaryStreamCall,
+)
 from meshrpc.client.waiting import AwaitableCall
 from meshrpc.interceptors.server_call import CURRENT, ServerCall
 from meshrpc.metadata import checked
@@ -31,8 +36,8 @@ from meshrpc.policy.table import MethodRoutes, PolicyTable
 from meshrpc.telemetry import tracing
 from meshrpc.wire import CRITICALITY, Criticality, Metadata
 
-_LONGEST = 86_400.0
-"""A day: grpcio turns much longer timeouts into ones that have already passed."""
+_LONGEST = 8760 * 3600.0
+"""A year, as in policies: grpcio turns much longer timeouts into ones that have already passed."""
 
 
 class Caller(Protocol):
@@ -53,8 +58,8 @@ class _MultiCallable:
     """What makes calls of one method."""
 
     _call: Callable[..., AwaitableCall]
-    _hedged: Callable[..., AwaitableCall]
-    """Makes a call whose policy has `hedge`."""
+    _special: Callable[..., AwaitableCall]
+    """Makes a call whose policy has `hedge`, if it is unary, or `stream`, if it is not."""
     _unary = False
     """One request, one answer: it has the policy's timeout."""
 
@@ -84,8 +89,18 @@ class _MultiCallable:
         pairs = checked(metadata) if metadata else ()
         policy = self._routes.fixed or self._routes.choose(pairs)
         serving, options = CURRENT.get(), CALL_OPTIONS.get()
-        if timeout is None and self._unary:
-            timeout = policy.timeout
+        make = self._call
+        if self._unary:
+            if timeout is None:
+                timeout = policy.timeout
+            if policy.hedge is not None and options.retry:
+                make = self._special
+        elif policy.stream is not None:
+            make = self._special
+            if timeout is None:
+                timeout = policy.stream.max
+            else:
+                policy = policy.timed
         deadline = _deadline(timeout, destination.clock.now(), serving)
         aim = take_aim(options, policy, table, message, pairs)
         added: Metadata = ()
@@ -97,7 +112,6 @@ class _MultiCallable:
         added += tracing.inject(span)
         if not options.retry:
             policy = policy.once
-        make = self._call if policy.hedge is None else self._hedged
         call = make(
             request,
             destination,
@@ -167,23 +181,23 @@ class UnaryUnary(_UnaryRequest, grpc.aio.UnaryUnaryMultiCallable):
     """Calls a method with one request and one answer."""
 
     _call = UnaryUnaryCall
-    _hedged = HedgedCall
+    _special = HedgedCall
     _unary = True
 
 
 class UnaryStream(_UnaryRequest, grpc.aio.UnaryStreamMultiCallable):
     """Calls a method with one request and a stream of answers."""
 
-    _call = _hedged = UnaryStreamCall
+    _call, _special = UnaryStreamCall, BoundedUnaryStreamCall
 
 
 class StreamUnary(_StreamRequest, grpc.aio.StreamUnaryMultiCallable):
     """Calls a method with a stream of requests and one answer."""
 
-    _call = _hedged = StreamUnaryCall
+    _call, _special = StreamUnaryCall, BoundedStreamUnaryCall
 
 
 class StreamStream(_StreamRequest, grpc.aio.StreamStreamMultiCallable):
     """Calls a method with streams both ways."""
 
-    _call = _hedged = StreamStreamCall
+    _call, _special = StreamStreamCall, BoundedStreamStreamCall

@@ -29,7 +29,7 @@ class Document:
     canonical: str
     """All that its author wrote, as one JSON text; loading it gives the same policy."""
     warnings: tuple[str, ...] = ()
-    """`payment: stream: accepted, not carried out by this release`, and the like."""
+    """`payment: telemetry: accepted, not carried out by this release`, and the like."""
     ignored: tuple[str, ...] = ()
     """Paths of unknown fields that were skipped; only when loaded leniently."""
 
@@ -86,7 +86,7 @@ def _load(text: str, source: str, *, lenient: bool) -> tuple[Document, ...]:
             Document(
                 _policy(fields),
                 canonical_text(tree),
-                tuple(_warnings(fields, place)),
+                tuple(_warnings(fields)),
                 tuple(report.ignored),
             )
         )
@@ -100,11 +100,6 @@ def _policy(fields: Mapping[str, Any]) -> Policy:
     return Policy(service=fields["service"], **said)
 
 
-def _warnings(fields: Mapping[str, Any], place: Place) -> list[str]:
+def _warnings(fields: Mapping[str, Any]) -> list[str]:
     blocks = [name for name in ACCEPTED if name in fields]
-    blocks += [
-        f"routes[{index}].stream"
-        for index, route in enumerate(place["routes"])
-        if route["stream"].tree is not None
-    ]
     return [f"{fields['service']}: {block}: {NOT_CARRIED_OUT}" for block in blocks]

@@ -69,6 +69,7 @@ _locality = one_of(
 
 CARRIED_OUT: Mapping[str, Reader[Any]] = {
     "timeout": duration,
+    "stream": stream,
     "balancer": _balancer,
     "hash_key": hash_key,
     "subset_size": integer(1, 100_000),
@@ -88,7 +89,6 @@ def _sample() -> Reader[Fields]:
 
 
 ACCEPTED: Mapping[str, Reader[Any]] = {
-    "stream": stream,
     "telemetry": plain({"tracing": _sample(), "access_log": _sample()}),
 }
 

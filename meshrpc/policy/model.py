@@ -54,6 +54,16 @@ class Balancer:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamBounds:
+    """How long streams may last. None: as long as they like."""
+
+    idle: float | None = None
+    """Seconds without a message in either direction."""
+    max: float | None = None
+    """Seconds in all, for a stream that brings no timeout of its own."""
+
+
+@dataclass(frozen=True, slots=True)
 class Backoff:
     """Wait before retry n: base x 2^(n-1), at most max, jittered by 20 % either way."""
 
@@ -236,6 +246,7 @@ class Route:
     mirror: Mirror | None = None
     fault: Fault | None = None
     timeout: float | None = None
+    stream: StreamBounds | None = None
     retry: Retry | None = None
     hedge: Hedge | None = None
     hash_key: HashKey | None = None
@@ -308,6 +319,7 @@ class Policy:
 
     service: str
     timeout: float | None = None
+    stream: StreamBounds | None = None
     balancer: Balancer | None = None
     retry: Retry | None = None
     retry_budget: RetryBudget | None = None
@@ -332,6 +344,7 @@ class EffectivePolicy:
     service: str
     timeout: float | None = None
     """Nothing has a deadline nobody asked for."""
+    stream: StreamBounds = field(default_factory=StreamBounds)
     balancer: Balancer = field(default_factory=Balancer)
     retry: Retry = field(default_factory=Retry)
     retry_budget: RetryBudget = field(default_factory=RetryBudget)

@@ -5,8 +5,6 @@ They are compiled for each method by `table`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import grpc
 
 from meshrpc.policy.failures import FAILURE_FIELDS
@@ -19,6 +17,7 @@ from meshrpc.policy.model import (
     MetadataMatch,
     Mirror,
     Route,
+    StreamBounds,
     Target,
 )
 from meshrpc.policy.names import (
@@ -39,12 +38,11 @@ from meshrpc.policy.schema import (
     list_of,
     mapping_of,
     one_of,
-    plain,
     record,
     word,
 )
 
-stream = plain({"idle": duration, "max": duration})
+stream = record(StreamBounds, {"idle": duration, "max": duration})
 
 
 # Which calls.
@@ -158,13 +156,9 @@ def _falls_back_from_somewhere(place: Place, _: Route) -> None:
         )
 
 
-def _one_route(*, stream: Fields | None = None, **said: Any) -> Route:  # noqa: ARG001 - accepted
-    return Route(**said)
-
-
 _route = checked(
     record(
-        _one_route,
+        Route,
         {
             "name": name,
             "match": _match,

@@ -25,6 +25,7 @@ from meshrpc.policy.model import (
     Mirror,
     Retry,
     Route,
+    StreamBounds,
 )
 from meshrpc.policy.split import Split
 from meshrpc.policy.subset import Subset
@@ -41,6 +42,8 @@ _REPEATABLE = frozenset(
 _NO_RETRY = Retry(attempts=1)
 
 _EVERY_CALL = Route("")
+
+_UNBOUNDED = StreamBounds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,13 @@ class MethodPolicy:
     mirror: MirrorTo | None = None
     fault: Fault | None = None
     hash_key: HashKey | None = None
+    stream: StreamBounds | None = None
+    """None: streams have no bounds but those their callers give them."""
+
+    @property
+    def timed(self) -> MethodPolicy:
+        """The same for a stream whose caller has said how long it may last."""
+        return replace(self, stream=self.stream and replace(self.stream, max=None))
 
     @property
     def once(self) -> MethodPolicy:
@@ -173,6 +183,7 @@ class PolicyTable:
             mirror=self._mirror(route.mirror),
             fault=route.fault,
             hash_key=route.hash_key or document.hash_key,
+            stream=_bounds(route.stream or document.stream),
         )
 
     def _split(self, route: Route) -> Split | None:
@@ -185,6 +196,10 @@ class PolicyTable:
         if mirror is None or not mirror.percent:
             return None
         return MirrorTo(self.subset(mirror.subset), mirror.percent, mirror.max_active)
+
+
+def _bounds(stream: StreamBounds) -> StreamBounds | None:
+    return None if stream == _UNBOUNDED else stream
 
 
 def _is_for(route: Route, method: str) -> bool:

@@ -44,6 +44,7 @@ from meshrpc.policy.model import (
     Route,
     ShareMode,
     SlowStart,
+    StreamBounds,
     Target,
     Throttle,
     effective,
@@ -58,6 +59,7 @@ timeout: 2s
 balancer: {peak_ewma: {decay: 10s}}          # round_robin random weighted_round_robin least_request peak_ewma ring_hash maglev
 retry: {attempts: 3, codes: [UNAVAILABLE], per_attempt_timeout: 600ms, backoff: {base: 25ms, max: 250ms}}
 retry_budget: {ratio: 10%, min_per_second: 1}
+stream: {idle: 5m, max: 12h}
 hedge: {percentile: 95%, max_extra: 5%}
 outlier: {consecutive_failures: 5, success_rate_below: 80%, base_ejection: 5s, max_ejection: 300s, max_ejected: 10%}
 slow_start: {window: 30s}
@@ -81,6 +83,7 @@ routes:                                      # first match wins
     match: {method: payment.v1.PaymentService/List, metadata: {x-b: {prefix: beta-}, x-a: {present: true}}}
     hedge: {percentile: 99%, max_extra: 1%}
     hash_key: field.query.text
+    stream: {idle: 30s}
     fault: {abort: {percent: 2%, code: INTERNAL}, max_active: 7}
   - name: rest
     split: [{subset: v1, weight: 90}, {subset: v2, weight: 10}]
@@ -123,6 +126,7 @@ def test_the_whole_language_loads():
             backoff=Backoff(base=0.025, max=0.25),
         ),
         retry_budget=RetryBudget(ratio=0.1, min_per_second=1.0),
+        stream=StreamBounds(idle=300.0, max=43_200.0),
         hedge=Hedge(percentile=0.95, max_extra=0.05),
         outlier=Outlier(
             consecutive_failures=5,
@@ -172,6 +176,7 @@ def test_the_whole_language_loads():
                     ),
                 ),
                 fault=Fault(abort_percent=0.02, abort_code=grpc.StatusCode.INTERNAL, max_active=7),
+                stream=StreamBounds(idle=30.0),
                 hedge=Hedge(percentile=0.99, max_extra=0.01),
                 hash_key=HashKey(KeySource.FIELD, "query.text"),
             ),
@@ -243,6 +248,18 @@ def test_every_field_of_the_language_is_typed(leaf):
         ("", Policy("payment")),
         ("timeout: 1.5m", Policy("payment", timeout=90.0)),
         ("timeout: 1h", Policy("payment", timeout=3600.0)),
+        ("stream: {}", Policy("payment", stream=StreamBounds())),
+        ("stream: {idle: 1m, max: 24h}", Policy("payment", stream=StreamBounds(60.0, 86_400.0))),
+        (
+            "routes: [{name: a, match: {caller: b}}, {name: c, stream: {max: 1h}, timeout: 1s}]",
+            Policy(
+                "payment",
+                routes=(
+                    Route("a", Match(caller="b")),
+                    Route("c", timeout=1.0, stream=StreamBounds(max=3600.0)),
+                ),
+            ),
+        ),
         ("balancer: random", Policy("payment", balancer=Balancer(BalancerKind.RANDOM))),
         ("balancer: peak_ewma", Policy("payment", balancer=Balancer())),
         (
@@ -451,29 +468,11 @@ def test_fields_carried_out_reach_the_policy(body, policy):
     assert document.warnings == ()
 
 
-@pytest.mark.parametrize(
-    ("body", "block"),
-    [
-        ("stream: {idle: 1m, max: 24h}", "stream"),
-        ("telemetry: {}", "telemetry"),
-    ],
-)
-def test_blocks_not_carried_out_are_warned_of(body, block):
+def test_a_block_not_carried_out_is_warned_of():
     """A valid block that changes nothing in this release says so, and changes nothing."""
-    document = load_document(HEAD + dedent(body))
-    assert document.warnings == (f"payment: {block}: accepted, not carried out by this release",)
+    document = load_document(HEAD + "telemetry: {}")
+    assert document.warnings == ("payment: telemetry: accepted, not carried out by this release",)
     assert document.policy == Policy("payment")
-
-
-def test_a_routes_stream_is_warned_of_where_it_stands():
-    """The rest of the route is carried out."""
-    document = load_document(
-        HEAD + "routes: [{name: a, match: {caller: b}}, {name: c, stream: {max: 1h}, timeout: 1s}]"
-    )
-    assert document.warnings == (
-        "payment: routes[1].stream: accepted, not carried out by this release",
-    )
-    assert document.policy.routes == (Route("a", Match(caller="b")), Route("c", timeout=1.0))
 
 
 BAD = [
@@ -1108,6 +1107,7 @@ def test_the_guide_has_every_field_carried_out():
     """Every field of the model is in the table, and nothing else."""
     blocks = {
         **FAILURE_BLOCKS,
+        "stream": StreamBounds,
         "rate_limits[]": RateLimit,
         "rate_limits[].overrides[]": RateOverride,
         "routes[]": Route,
@@ -1143,6 +1143,7 @@ PLAIN = {
     "balancer": {"peak_ewma": {}},
     "locality": {"none": {}},
     "concurrency": {"adaptive": {}},
+    "stream": {},
     **{block: {} for block in FAILURE_BLOCKS},
     "subsets": {"v1": {"version": "v1"}},
     "routes": [
@@ -1165,7 +1166,15 @@ OVERRIDE = {"values": {"caller": "batch"}, "rate": "1/s", "burst": "1"}
 def test_an_empty_block_is_the_default_block():
     """A block without fields says what holds where no document says anything."""
     policy, default = load_document(json.dumps(PLAIN)).policy, effective("payment", {})
-    for block in ("balancer", "locality", "concurrency", "timeout", "hash_key", *FAILURE_BLOCKS):
+    for block in (
+        "balancer",
+        "locality",
+        "concurrency",
+        "timeout",
+        "hash_key",
+        "stream",
+        *FAILURE_BLOCKS,
+    ):
         if block != "hedge":  # off without its block
             assert getattr(policy, block) == getattr(default, block)
     assert effective("payment", {"payment": policy}).subset_size == default.subset_size
@@ -1343,7 +1352,7 @@ ROUTE = st.builds(
             "retry": RETRY,
             "hedge": HEDGE,
             "hash_key": HASH_KEY,
-            "stream": st.fixed_dictionaries({}, optional={"idle": DURATION}),
+            "stream": st.fixed_dictionaries({}, optional={"idle": DURATION, "max": DURATION}),
             "mirror": st.fixed_dictionaries({"subset": st.just("v2"), "percent": PERCENTAGE}),
             "fault": FAULT,
         },
@@ -1363,6 +1372,7 @@ DOCUMENT = st.fixed_dictionaries(
     },
     optional={
         "timeout": DURATION,
+        "stream": st.fixed_dictionaries({}, optional={"idle": DURATION, "max": DURATION}),
         "balancer": st.sampled_from([kind.value for kind in BalancerKind])
         | st.fixed_dictionaries(
             {"peak_ewma": st.fixed_dictionaries({}, optional={"decay": DURATION})}

@@ -1,6 +1,6 @@
 """The policy as the calls of one method see it."""
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import grpc
 import pytest
@@ -18,6 +18,7 @@ from meshrpc.policy.model import (
     Mirror,
     Retry,
     Route,
+    StreamBounds,
     Target,
 )
 from meshrpc.policy.split import Split
@@ -240,6 +241,32 @@ def test_a_fault_belongs_to_its_route():
     compiled = table(Route("a", Match("a.B/C"), fault=fault))
     assert compiled.method("/a.B/C").fixed.fault == fault
     assert compiled.method("/a.B/D").fixed.fault is None
+
+
+def test_methods_without_stream_bounds_have_none():
+    """What a call looks at is None, also where a route takes the document's bounds away."""
+    assert table().method("/a.B/C").fixed.stream is None
+    bare = Route("bare", stream=StreamBounds())
+    assert table(bare, stream=StreamBounds(idle=1.0)).method("/a.B/C").fixed.stream is None
+
+
+def test_a_routes_stream_bounds_stand_in_for_the_documents():
+    """As one block: what the route does not say of it, nobody says."""
+    routes = (
+        Route("own", Match(method="a.B/C"), stream=StreamBounds(max=9.0)),
+        Route("rest", timeout=1.0),
+    )
+    compiled = table(*routes, stream=StreamBounds(idle=1.0, max=2.0))
+    assert compiled.method("/a.B/C").fixed.stream == StreamBounds(max=9.0)
+    assert compiled.method("/a.B/D").fixed.stream == StreamBounds(idle=1.0, max=2.0)
+
+
+def test_a_timeout_of_the_caller_takes_the_place_of_the_longest_life_alone():
+    """A stream may still not be idle for longer than the policy says; nothing else changes."""
+    policy = table(Route("all"), stream=StreamBounds(idle=1.0, max=2.0)).method("/a.B/C").fixed
+    assert policy.timed == replace(policy, stream=StreamBounds(idle=1.0))
+    unbounded = table().method("/a.B/C").fixed
+    assert unbounded.timed == unbounded
 
 
 def test_a_call_that_is_sent_once_keeps_its_route():
