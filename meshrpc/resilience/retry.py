@@ -16,7 +16,7 @@ import grpc
 
 from meshrpc import wire
 from meshrpc.policy.model import Backoff, Retry
-from meshrpc.resilience.outcome import CONNECT_FAILED
+from meshrpc.resilience.outcome import NO_CONNECTION
 
 JITTER = 0.2
 """Backoff is spread by this share either way (gRFC A6: "random(0.8, 1.2)")."""
@@ -70,7 +70,7 @@ def read_failure(
         code = grpc.StatusCode.UNAVAILABLE
     pushback, cut, misdirected = None, False, False
     unavailable = code is grpc.StatusCode.UNAVAILABLE
-    not_sent = unavailable and details.startswith(CONNECT_FAILED)
+    not_sent = unavailable and details.startswith(NO_CONNECTION)
     not_executed = not_sent or (unavailable and _STREAM_REFUSED in details)
     for key, value in trailers:
         if key == wire.NOT_EXECUTED:

@@ -21,6 +21,7 @@ from meshrpc.server.active_calls import ActiveCalls
 from meshrpc.server.error_mapping import ErrorMapping
 from meshrpc.server.execution import NOBODY
 from meshrpc.server.guard import Guard
+from meshrpc.server.request_arrival import RequestArrival
 from meshrpc.wire import split_method
 
 # Wrapped handlers of methods that only a generic handler of the user's knows; see `_ask`.
@@ -91,12 +92,14 @@ class HandlerTable(grpc.GenericRpcHandler):
         draining: Draining | None = None,
         clock: Clock = SYSTEM_CLOCK,
         errors: ErrorMapping | None = None,
+        request_timeout: float | None = None,
     ) -> None:
         """Put guard and concerns round every handler: from now on this table answers.
 
         `inner` are grpcio's own kind of interceptor. They run next to the handler, under the
         guard, and see messages as they would on a bare server. Calls are counted in `active`,
-        those of health checks and reflection in `infrastructure`.
+        those of health checks and reflection in `infrastructure`. `request_timeout`: seconds
+        until the one message of a call must have come; None: no bound.
         """
         mapping = errors or ErrorMapping()
         sync_handlers = self._sync_handlers
@@ -105,14 +108,16 @@ class HandlerTable(grpc.GenericRpcHandler):
         infrastructure = ActiveCalls() if infrastructure is None else infrastructure
         guard = Guard(active, tuple(inner), sync_handlers, mapping)
         bare_guard = Guard(infrastructure, (), sync_handlers, ErrorMapping())
+        arrival = None if request_timeout is None else RequestArrival(request_timeout)
 
         def wrap(method: str, handler: Handler) -> Handler:
             outermost = bare_guard if is_infrastructure(method) else guard
             guarded = outermost.around(method, handler)
             threads = threads_of(handler)
-            return compose(
+            composed = compose(
                 method, guarded, concerns, draining=draining, clock=clock, threads=threads
             )
+            return composed if arrival is None else arrival.around(composed)
 
         self._wrap = wrap
         self._answers_unknown = bool(inner)  # grpcio runs them for methods nobody serves, too

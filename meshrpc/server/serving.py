@@ -36,6 +36,7 @@ from meshrpc.server.listening import Together, advertised, bind, bind_shared
 from meshrpc.server.offer import Offer
 from meshrpc.server.options import SERVER_OPTIONS
 from meshrpc.server.readiness import Readiness
+from meshrpc.server.request_arrival import request_timeout
 from meshrpc.telemetry.export import start_export
 from meshrpc.telemetry.loop_load import LONG_WINDOW
 
@@ -232,6 +233,7 @@ class Serving:
             draining=self._draining,
             clock=self._mesh.clock,
             errors=offer.errors,
+            request_timeout=request_timeout({**dict(SERVER_OPTIONS), **dict(offer.options)}),
         )
         return table
 

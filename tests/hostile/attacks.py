@@ -11,10 +11,12 @@ import itertools
 import random
 import socket
 import struct
+import threading
 from dataclasses import dataclass, field
 
 from tests.hostile import http2, server
 
+LARGE = b"/hostile.Echo/Large"
 HEALTH = b"/grpc.health.v1.Health/Watch"
 REFLECTION = b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
@@ -316,6 +318,99 @@ def idle(payload):
     return attack
 
 
+def slowly(greeting, pieces, *, most=50, every=0.005):
+    """So many connections that send a piece each, again and again, until all are closed.
+
+    Gives up after `most` rounds. What comes from the server is not read.
+    """
+
+    def attack(address, size):
+        result = Result()
+        for _ in range(size):
+            connection = http2.Connection(address, patience=10.0)
+            connection.send(greeting)
+            result.connections.append(connection)
+        sending = [(each, pieces()) for each in result.connections]
+        for _ in range(most):
+            sending = [pair for pair in sending if pair[0].send(next(pair[1]))]
+            if not sending:
+                break
+            threading.Event().wait(every)
+        result.sent = sum(each.sent for each in result.connections)
+        result.taken = bool(sending)
+        return result
+
+    return attack
+
+
+def slow_greeting():
+    """What a client begins with, a byte at a time."""
+    yield from _bytes(http2.PREFACE)
+    yield from slow_settings()
+
+
+def slow_settings():
+    """SETTINGS of 16 KiB, a byte at a time."""
+    yield from _bytes(http2.frame(http2.SETTINGS, length=16380))
+    yield from itertools.repeat(b"\0")
+
+
+def slow_headers():
+    """A frame of headers, a byte at a time."""
+    yield from _bytes(http2.frame(http2.HEADERS, 1, http2.request(server.ECHO), length=16384))
+    yield from itertools.repeat(b"\0")
+
+
+def slow_continuation():
+    """Headers in frames of a byte, without end."""
+    block = http2.request(server.ECHO, (b"x", b"y" * 16_000))
+    yield http2.frame(http2.HEADERS, 1, block[:1])
+    for byte in _bytes(block[1:]):
+        yield http2.frame(http2.CONTINUATION, 1, byte)
+
+
+def slow_message(path, *, length):
+    """A message in frames of a byte; its head comes in five."""
+
+    def pieces():
+        yield http2.headers(1, http2.request(path, timeout=None))
+        for byte in _bytes(http2.message(b"", length=length)):
+            yield http2.frame(http2.DATA, 1, byte)
+        yield from itertools.repeat(http2.frame(http2.DATA, 1, b"\0"))
+
+    return pieces
+
+
+def slow_frame():
+    """A message in one frame, a byte at a time."""
+    yield http2.headers(1, http2.request(server.ECHO, timeout=None))
+    yield from _bytes(http2.frame(http2.DATA, 1, http2.message(b"", length=16000), length=16005))
+    yield from itertools.repeat(b"\0")
+
+
+def no_message():
+    """A call, and then frames that mean nothing."""
+    yield http2.headers(1, http2.request(server.ECHO, timeout=None))
+    yield from itertools.repeat(http2.frame(0x42))
+
+
+def slow_reading():
+    """An answer of 100 KB, of which a byte at a time may come."""
+    one = struct.pack(">I", 1)
+    yield http2.call(1, LARGE, b"100000", timeout=None)
+    yield from itertools.repeat(http2.frame(http2.WINDOW, 1, one))
+
+
+def _bytes(payload):
+    return (payload[at : at + 1] for at in range(len(payload)))
+
+
+def unread(size):
+    """Calls with answers of 1 MB that nobody reads."""
+    for stream in itertools.islice(streams(), size):
+        yield http2.call(stream, LARGE, b"1000000", timeout=None)
+
+
 def hung_up(address, size):
     """Connections that are cut at once, without a farewell."""
     result = Result()
@@ -331,6 +426,20 @@ def hung_up(address, size):
 
 TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(197)
 GREETING = http2.PREFACE + http2.settings()
+NO_WINDOW = http2.PREFACE + http2.settings(s4=0)
+
+SLOW = {
+    "slow greetings": (b"", slow_greeting),
+    "slow SETTINGS": (http2.PREFACE, slow_settings),
+    "slow headers": (GREETING, slow_headers),
+    "slow CONTINUATION": (GREETING, slow_continuation),
+    "no message": (GREETING, no_message),
+    "slow heads of messages": (GREETING, slow_message(server.ECHO, length=1 << 20)),
+    "slow messages in a frame": (GREETING, slow_frame),
+    "slow streams": (GREETING, slow_message(server.TAKE, length=1 << 20)),
+    "slow readers": (NO_WINDOW, slow_reading),
+}
+"""How a connection begins, and the pieces that it sends then."""
 
 CORPUS = {
     # name: (attack, size in `make test`, size in `make soak`)
@@ -389,6 +498,8 @@ CORPUS = {
     ),
     "reflection held": (after_greeting(lambda size: held(REFLECTION, size)), 50, 900),
     "streams held": (after_greeting(lambda size: held(server.TAKE, size)), 50, 900),
+    **{name: (slowly(*slow), 50, 500) for name, slow in SLOW.items()},
+    "large answers nobody reads": (after_greeting(unread, s4=0), 5, 50),
     "silent connections": (idle(b""), 50, 500),
     "idle connections": (idle(GREETING), 50, 500),
 }

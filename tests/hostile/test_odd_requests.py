@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -69,8 +70,11 @@ async def test_every_odd_request_is_answered(serving, good):
             connection.send(http2.call(3, server.ECHO, b"next"))
             return answer, connection.answered(3)
 
-    for odd, pairs in cases():
-        answer, following = await asyncio.to_thread(ask, {**USUAL, **pairs})
+    given = list(cases())
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(ask, {**USUAL, **pairs}) for _, pairs in given]
+        answers = await asyncio.gather(*map(asyncio.wrap_future, asked))
+    for (odd, _), (answer, following) in zip(given, answers, strict=True):
         assert answer is not None, odd
         assert following is not None, odd
         assert following[0] == http2.HEADERS, odd

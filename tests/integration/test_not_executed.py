@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 
 import grpc
 import pytest
 
+from meshrpc.resilience.outcome import Outcome, classify
 from meshrpc.resilience.retry import read_failure
 from meshrpc.wire import NOT_EXECUTED
 from tests.drop_in.tls import certificate
@@ -55,17 +57,24 @@ async def http2_server(on_headers):
                 writer.close()
 
 
+async def error_of_a_call(made):
+    async with made as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await channel.unary_unary("/test.Echo/Say")(b"", timeout=10)
+    return raised.value
+
+
+def failure_of(error):
+    return read_failure(error.code(), error.details(), tuple(error.trailing_metadata()))
+
+
 async def failure_of_a_call(port, credentials=None):
     address = f"127.0.0.1:{port}"
     if credentials is None:
         made = grpc.aio.insecure_channel(address)
     else:
         made = grpc.aio.secure_channel(address, credentials)
-    async with made as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await channel.unary_unary("/test.Echo/Say")(b"", timeout=10)
-    error = raised.value
-    return read_failure(error.code(), error.details(), tuple(error.trailing_metadata()))
+    return failure_of(await error_of_a_call(made))
 
 
 async def test_a_refused_connection_is_known_to_have_carried_nothing():
@@ -76,6 +85,49 @@ async def test_a_refused_connection_is_known_to_have_carried_nothing():
     assert failure.code is UNAVAILABLE
     assert failure.not_executed
     assert not failure.untrusted
+
+
+@contextlib.contextmanager
+def deaf_port():
+    """Yield a port where connections are never accepted: those that wait for it fill its queue."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket())
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                waiting.connect(listening.getsockname())
+        yield listening.getsockname()[1]
+
+
+@pytest.mark.parametrize("policy", ["pick_first", "round_robin"])
+async def test_a_connection_that_is_given_up_is_known_to_have_carried_nothing(policy):
+    """It took too long. Two of grpcio's timers may say so, each in its own words."""
+    config = json.dumps({"loadBalancingConfig": [{policy: {}}]})
+    options = [("grpc.min_reconnect_backoff_ms", 100), ("grpc.service_config", config)]
+    with deaf_port() as port:
+        channel = grpc.aio.insecure_channel(f"ipv4:127.0.0.1:{port}", options=options)
+        error = await error_of_a_call(channel)
+    assert error.details().endswith(("tcp handshaker shutdown", "connect() timed out"))
+    failure = failure_of(error)
+    assert failure.not_sent
+    assert failure.not_executed
+    assert not failure.untrusted
+    assert not failure.broken
+    assert classify(error.code(), error.details()) is Outcome.UNREACHED
+
+
+async def test_a_name_that_nobody_knows_is_known_to_have_carried_nothing():
+    """Its name server does not answer."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        target = f"dns://127.0.0.1:{silent.getsockname()[1]}/shop.example:1"
+        options = [("grpc.dns_ares_query_timeout", 100)]
+        error = await error_of_a_call(grpc.aio.insecure_channel(target, options=options))
+    assert failure_of(error).not_sent
+    assert classify(error.code(), error.details()) is Outcome.UNREACHED
 
 
 @pytest.mark.parametrize(("error", "expected"), [(_REFUSED_STREAM, True), (_CANCEL, False)])
