@@ -34,7 +34,7 @@ step = echo "+ pytest $(1)"; $(BIN)/python -m pytest $(1) $(ARGS); code=$$?; \
 	case $$code in 5) ;; 0) ran=yes ;; *) ran=yes; failed=$$code ;; esac
 
 test: $(STAMP) ## run every test but the soaks; fetches a real Consul if there is none
-	@$(BIN)/python tests/consul.py --fetch
+	@$(BIN)/python -m tests.consul --fetch
 	@trap 'exit 130' INT; ran=; failed=0; \
 	$(if $(filter -m%,$(ARGS)),$(call step,),$(call step,$(TOGETHER)); $(call step,$(ALONE))); \
 	test -n "$$ran" || failed=5; exit $$failed
@@ -44,7 +44,7 @@ test-oldest: ## run the tests of calls on the oldest supported grpcio and protob
 	$(VENV)-oldest/bin/python -m pytest tests/unit tests/contract/test_drop_in.py tests/integration -m 'not soak and not consul' $(ARGS)
 
 soak: $(STAMP) ## run the long fault and leak tests
-	@$(BIN)/python tests/consul.py --fetch
+	@$(BIN)/python -m tests.consul --fetch
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
 lint: $(STAMP) ## check style and formatting

@@ -1,6 +1,6 @@
 """A real Consul for the tests: found, or fetched, and run on free ports.
 
-`python tests/consul.py --fetch` makes sure that there is a binary: `CONSUL_BIN`, or `consul` on
+`python -m tests.consul --fetch` makes sure that there is a binary: `CONSUL_BIN`, or `consul` on
 the path, or `.cache/consul/consul`. Where there is none, Debian's package is taken from the
 mirror that this machine's apt already uses, checked against the checksum below, and unpacked
 without being installed. `ConsulServer` runs the binary, `Told` waits for what a watch sees.
@@ -16,17 +16,17 @@ import json
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from meshrpc.registry.instance import Instance
@@ -40,7 +40,7 @@ PACKAGE_SHA256 = "e4e888bba104daba1d9161f49bfc52649a7e4efd45b1a7ead5bc54f2cb9c89
 PACKAGE_BYTES = 14_473_816
 
 MISSING = (
-    "no Consul: set CONSUL_BIN, put consul on the path, or run: python tests/consul.py --fetch"
+    "no Consul: set CONSUL_BIN, put consul on the path, or run: python -m tests.consul --fetch"
 )
 
 
@@ -163,7 +163,9 @@ class ConsulServer:
         if found is None:
             raise FileNotFoundError(MISSING)
         self._binary = found
-        self._http, self._dns, self._https, self._lan, self._wan, self._rpc = _free_ports(6)
+        # It can't be given port 0.
+        ports = (free_port() for _ in range(6))
+        self._http, self._dns, self._https, self._lan, self._wan, self._rpc = ports
         self._token = token
         self._config = dict(config or {})
         if token is not None:
@@ -329,15 +331,6 @@ class Told:
             while not self.snapshots or self.snapshots[-1].instances != instances:
                 self._told.clear()
                 await self._told.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return different ports that are free now, for a server that can't be given port 0."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -256,7 +256,7 @@ async def main(over, calls, streams, changes, parts):
                 server.seen.clear()
             sizes.append(memory())
         lasted = time.monotonic() - began
-        for _ in range(100):  # what grpc ends in its own time
+        for _ in range(400):  # what grpc ends in its own time
             after = counts(way)
             if all(after[what] <= before[what] for what in before):
                 break

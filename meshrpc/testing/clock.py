@@ -32,9 +32,10 @@ _TURNS = 50
 _LOOK_EVERY = 0.001
 _STILL = 5
 """Real seconds between two looks at the traffic, and looks without a change that mean silence."""
-_LONGEST_SILENT = 0.25
-"""Real seconds that threads may be at work before anything of it is seen. It bounds what a thread
-costs that is always at work, and has nothing to do with the traffic."""
+_LONGEST_SILENT = 200
+"""Looks during which threads may be at work before anything of it is seen. It bounds what a thread
+costs that is always at work, and has nothing to do with the traffic. It is no time: while the
+whole process stands still nothing is at work."""
 _SAME = 1e-9
 """Ten steps of 0.1 s are to reach a timer of 1 s, whatever floats make of that."""
 
@@ -179,14 +180,15 @@ class VirtualClock:
             return
         loop = asyncio.get_running_loop()
         give_up = loop.time() + LONGEST_WAIT
-        seen, still, moved = traffic.progress(), 0, loop.time()
+        seen, still, silent = traffic.progress(), 0, 0
         while still < _STILL and _is_moving(traffic) and loop.time() < give_up:
             await asyncio.sleep(_LOOK_EVERY)
             before, seen = seen, traffic.progress()
             if seen != before or traffic.is_busy():
-                still, moved = 0, loop.time()
-            elif loop.time() < moved + _LONGEST_SILENT and another_runs():
+                still = silent = 0
+            elif silent < _LONGEST_SILENT and another_runs():
                 still = 0
+                silent += 1
             else:
                 still += 1
         await self._give_turns()

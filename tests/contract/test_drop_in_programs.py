@@ -10,7 +10,6 @@ one that differs is run again, alone and with more patience, before it is told.
 
 import asyncio
 import gc
-import time
 
 import grpc
 import grpc.aio
@@ -35,6 +34,8 @@ ALWAYS = (*ASKED, *ENDS, "cancel", "cancel a task", "cancel a task", "add a call
 RECEIVING = ("read", "next", "for", "server sends", "server sends")
 BESIDE = 25
 """Programs that run at the same time."""
+_LOOKS = 8
+"""Looks in a row at which nothing has moved that mean that everybody has settled."""
 
 
 @st.composite
@@ -181,13 +182,22 @@ class Run(grpc.GenericRpcHandler):
 
 
 async def settle(runs, patience):
-    """Return when nobody has moved for `patience` seconds."""
-    last, since = None, time.monotonic()
-    while time.monotonic() - since < patience:
+    """Return when nobody has moved for `patience` seconds, those aside in which all stood still."""
+    last, looks = None, 0
+    while looks < _LOOKS:
+        await asyncio.sleep(patience / _LOOKS)
         now = [run.progress() for run in runs]
-        if now != last:
-            last, since = now, time.monotonic()
-        await asyncio.sleep(patience / 8)
+        looks = looks + 1 if now == last else 0
+        last = now
+
+
+async def remaining(look):
+    """Return what is left; nothing, if that ends by itself."""
+    for _ in range(1000):
+        if not (left := look()):
+            break
+        await asyncio.sleep(0.01)
+    return left
 
 
 async def observe(programs, patience, sides=("grpcio", "grpcio", "meshrpc")):
@@ -223,9 +233,11 @@ async def observe(programs, patience, sides=("grpcio", "grpcio", "meshrpc")):
             await run.end()
         gc.collect()
         await settle(runs, patience)
-        left = [endpoint for endpoint in endpoints if endpoint.pending]
+        left = await remaining(lambda: [each for each in endpoints if each.pending])
     await server.stop(None)
-    left += [task for task in asyncio.all_tasks() - before if not _is_grpcio_s(task)]
+    left += await remaining(
+        lambda: [task for task in asyncio.all_tasks() - before if not _is_grpcio_s(task)]
+    )
     return [[run.log for run in group] for group in groups], [*left, *complaints]
 
 
@@ -293,7 +305,7 @@ def compare(runner, beside):
     logs, _ = runner.run(observe(beside, 0.02))
     for program, log in zip(beside, logs, strict=True):
         if difference(program, log):
-            (alone,), _ = runner.run(observe([program], 0.2))
+            (alone,), _ = runner.run(observe([program], 0.5))
             found = difference(program, alone)
             assert not found, f"{program}: step {found[0]}, {found[1]}, but {found[2]}"
 

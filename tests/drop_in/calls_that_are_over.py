@@ -10,7 +10,7 @@ from tests.drop_in.battery import scenario_of_each_kind
 from tests.drop_in.handlers import aborting
 from tests.drop_in.intercepting import start
 from tests.drop_in.observations import answer, begin, raised, status
-from tests.drop_in.world import World, closed_port
+from tests.drop_in.world import World
 
 
 @scenario_of_each_kind("unary_stream", "stream_stream")
@@ -44,7 +44,7 @@ async def an_intercepted_stream_may_be_read_in_both_ways(world: World, kind: str
 @scenario_of_each_kind("stream_unary", "stream_stream")
 async def giving_up_the_wait_for_a_connection_is_not_cancelling(world: World, kind: str):
     """A stream goes on when the task that waits for its connection is cancelled."""
-    channel = world.make_channel(port=closed_port())
+    channel = world.make_channel(port=world.closed_port())
     method = getattr(channel, kind)("/drop.In/Method")
     call = method(wait_for_ready=True)
     waiting = asyncio.ensure_future(call.wait_for_connection())

@@ -10,7 +10,8 @@ import grpc.aio
 from tests.drop_in.battery import scenario, scenario_of_each_kind
 from tests.drop_in.handlers import Held, at_once
 from tests.drop_in.observations import answer, begin, raised, status
-from tests.drop_in.world import World, closed_port
+from tests.drop_in.overdue import overdue
+from tests.drop_in.world import World
 
 EOF = grpc.aio.EOF
 
@@ -267,7 +268,7 @@ async def a_task_group_cancels_its_calls(world: World, kind: str):
 @scenario_of_each_kind()
 async def a_call_that_waits_for_ready_is_cancelled(world: World, kind: str):
     """Although it never reached a server."""
-    channel = world.make_channel(port=closed_port())
+    channel = world.make_channel(port=world.closed_port())
     call = begin(kind, world.method(kind, at_once, channel), wait_for_ready=True)
     task = asyncio.create_task(answer(call))
     await asyncio.sleep(0)
@@ -278,7 +279,7 @@ async def a_call_that_waits_for_ready_is_cancelled(world: World, kind: str):
 @scenario_of_each_kind()
 async def cancelling_after_the_deadline_changes_nothing(world: World, kind: str):
     """The code remains DEADLINE_EXCEEDED."""
-    call = world.start(kind, Held(), timeout=0.02)
+    call, _ = await overdue(lambda held, timeout: world.start(kind, held, timeout=timeout))
     await call.code()
     return call.cancel(), call.cancelled(), await call.code()
 

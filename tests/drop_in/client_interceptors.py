@@ -9,9 +9,10 @@ import grpc
 import grpc.aio
 
 from tests.drop_in.battery import Difference, scenario, scenario_of_each_kind
-from tests.drop_in.handlers import Held, answering
+from tests.drop_in.handlers import answering
 from tests.drop_in.intercepting import camel, intercepted, passes, start
 from tests.drop_in.observations import answer, outcome, plain, raised
+from tests.drop_in.overdue import overdue
 from tests.drop_in.streams import aiter_of
 from tests.drop_in.world import World
 
@@ -32,12 +33,12 @@ async def an_interceptor_sees_what_a_call_was_made_with(world: World, kind: str)
         world.note(request if kind.startswith("unary") else hasattr(request, "__aiter__"))
         world.note((details.method, details.credentials, details.wait_for_ready))
         world.note((plain(details.metadata), type(details.metadata).__name__))
-        world.note((isinstance(details, grpc.ClientCallDetails), 9 < details.timeout <= 10))
+        world.note((isinstance(details, grpc.ClientCallDetails), 50 < details.timeout <= 60))
         return await continuation(details, request)
 
     method = intercepted(world, kind, look)
     request = "a" if kind.startswith("unary") else aiter_of("a", "b")
-    call = method(request, timeout=10, metadata=(("k", "v"),), wait_for_ready=True)
+    call = method(request, timeout=60, metadata=(("k", "v"),), wait_for_ready=True)
     return await answer(call)
 
 
@@ -187,11 +188,14 @@ async def an_interceptor_passes_on_details_of_its_own(world: World):
 async def an_interceptor_shortens_the_timeout_of_a_call(world: World, kind: str):
     """It ends with DEADLINE_EXCEEDED by the interceptor's timeout."""
 
-    async def shorten(continuation, details, request):
-        return await continuation(details._replace(timeout=0.1), request)
+    def shortened(held, timeout):
+        async def shorten(continuation, details, request):
+            return await continuation(details._replace(timeout=timeout), request)
 
-    handler = answering(kind, Held(), at_start=True)
-    return await outcome(start(world, kind, shorten, handler=handler, timeout=60))
+        return start(world, kind, shorten, handler=answering(kind, held), timeout=60)
+
+    call, _ = await overdue(shortened)
+    return await outcome(call)
 
 
 @scenario_of_each_kind()

@@ -10,7 +10,7 @@ from tests.drop_in.battery import scenario, scenario_of_each_kind
 from tests.drop_in.connectivity import failing
 from tests.drop_in.handlers import Held, echo
 from tests.drop_in.observations import answer, begin, outcome, raised, refused, status
-from tests.drop_in.world import World, closed_port
+from tests.drop_in.world import World
 
 READY = grpc.ChannelConnectivity.READY
 
@@ -48,7 +48,7 @@ async def closing_ends_a_wait_for_a_change(world: World):
 @scenario()
 async def closing_ends_a_wait_for_ready(world: World):
     """channel_ready on a channel that is closed meanwhile does not wait for ever."""
-    channel = world.make_channel(closed_port())
+    channel = world.make_channel(world.closed_port())
     await failing(channel)
     waiting = asyncio.ensure_future(raised(channel.channel_ready()))
     await asyncio.sleep(0)

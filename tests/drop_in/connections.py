@@ -16,11 +16,11 @@ from tests.drop_in.world import World
 
 PINGS = [
     ("grpc.keepalive_time_ms", 200),
-    ("grpc.keepalive_timeout_ms", 200),
-    ("grpc.http2.ping_timeout_ms", 200),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 ]
+IMPATIENT = [("grpc.keepalive_timeout_ms", 200), ("grpc.http2.ping_timeout_ms", 200)]
+PATIENT = [("grpc.keepalive_timeout_ms", 5000), ("grpc.http2.ping_timeout_ms", 5000)]
 ALLOWS_PINGS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 10),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -230,7 +230,7 @@ async def a_server_that_takes_a_connection_and_says_nothing(world: World):
     """How a call ends whose connection is never ready."""
     wire, channel = await wired(world)
     wire.frozen = True
-    return (await raised(world.unary_unary(echo, channel)(b"a", timeout=1.5)))[1]
+    return (await raised(world.unary_unary(echo, channel)(b"a", timeout=3)))[1]
 
 
 @scenario()
@@ -248,7 +248,7 @@ async def a_connection_may_take_as_long_as_the_channel_says(world: World):
 async def keepalive_finds_a_dead_connection(world: World):
     """Pings that nobody answers end a call that would wait for ever."""
     await restarted(world, ALLOWS_PINGS)
-    wire, channel = await wired(world, options=[*QUICK, *PINGS])
+    wire, channel = await wired(world, options=[*QUICK, *PINGS, *IMPATIENT])
     held = Held()
     call = world.start("unary_unary", held, channel)
     await held.started.wait()
@@ -265,7 +265,7 @@ async def keepalive_keeps_a_silent_connection(world: World):
         return request
 
     await restarted(world, ALLOWS_PINGS)
-    wire, channel = await wired(world, options=[*QUICK, *PINGS])
+    wire, channel = await wired(world, options=[*QUICK, *PINGS, *PATIENT])
     method = world.unary_unary(handler, channel)
     return [await method(b"a"), wire.connections]
 
@@ -274,7 +274,7 @@ async def keepalive_keeps_a_silent_connection(world: World):
 async def keepalive_finds_a_dead_connection_without_calls(world: World):
     """With grpc.keepalive_permit_without_calls the channel notices by itself."""
     await restarted(world, ALLOWS_PINGS)
-    wire, channel = await wired(world, options=[*QUICK, *PINGS])
+    wire, channel = await wired(world, options=[*QUICK, *PINGS, *IMPATIENT])
     await world.unary_unary(echo, channel)(b"a")
     wire.frozen = True
     async with asyncio.timeout(15):

@@ -10,8 +10,8 @@ import grpc.aio
 from tests.drop_in.battery import Difference, scenario_of_each_kind
 from tests.drop_in.handlers import HANDLERS
 from tests.drop_in.intercepting import interceptor, passes
-from tests.drop_in.observations import answer, raised, status
-from tests.drop_in.world import World, closed_port
+from tests.drop_in.observations import answer, is_soon_over, raised, status
+from tests.drop_in.world import World
 
 _ENDED_EARLY = "A server that ends a call while requests are being sent"
 
@@ -91,26 +91,21 @@ async def a_server_that_fails_early_is_heard_by_a_reader(world: World, kind: str
 )
 async def a_stream_is_cancelled_before_it_is_connected(world: World, kind: str):
     """Whoever waits for the connection, or in a first write, hears of it, or waits on."""
-    channel = world.make_channel(port=closed_port())
+    channel = world.make_channel(port=world.closed_port())
     call = getattr(world, kind)(HANDLERS[kind], channel)(wait_for_ready=True)
 
     waits = [asyncio.ensure_future(wait) for wait in (call.wait_for_connection(), call.write(b"1"))]
     await asyncio.sleep(0)
     call.cancel()
-    _, pending = await asyncio.wait(waits, timeout=0.3)
-    for waiting in pending:
-        waiting.cancel()
+    over = await asyncio.gather(*map(is_soon_over, waits))
     ends = [await raised(waiting) for waiting in waits]
-    return [
-        "waits on" if waiting in pending else end[0]
-        for waiting, end in zip(waits, ends, strict=True)
-    ]
+    return [end[0] if is_over else "waits on" for is_over, end in zip(over, ends, strict=True)]
 
 
 @scenario_of_each_kind("stream_unary", "stream_stream")
 async def writing_to_nobody(world: World, kind: str):
     """The first write says why, the others that the call is over; so does the end of writing."""
-    channel = world.make_channel(port=closed_port())
+    channel = world.make_channel(port=world.closed_port())
     call = getattr(world, kind)(HANDLERS[kind], channel)()
     return [
         await raised(call.write(b"1")),
@@ -129,7 +124,7 @@ async def writing_to_nobody(world: World, kind: str):
 )
 async def writing_to_nobody_otherwise(world: World, kind: str):
     """Whether the writer learns the status: with an interceptor, and from `done_writing` alone."""
-    port = closed_port()
+    port = world.closed_port()
     plainly = world.make_channel(port=port)
     intercepted = world.make_channel(port=port, interceptors=[interceptor(kind, passes)])
     outcomes = [
@@ -143,7 +138,7 @@ async def writing_to_nobody_otherwise(world: World, kind: str):
 async def a_written_call_that_reaches_nobody_leaves_nothing(world: World, kind: str):
     """With an interceptor or without: once the channel is closed no task remains."""
     before = asyncio.all_tasks()
-    port = closed_port()
+    port = world.closed_port()
     for interceptors in ([], [interceptor(kind, passes)]):
         channel = world.make_channel(port=port, interceptors=interceptors)
         call = getattr(world, kind)(HANDLERS[kind], channel)()

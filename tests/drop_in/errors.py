@@ -14,7 +14,7 @@ import grpc.aio
 from tests.drop_in.battery import scenario, scenario_of_each_kind
 from tests.drop_in.handlers import aborting, at_once
 from tests.drop_in.observations import answer, begin, plain, raised, status
-from tests.drop_in.world import World, closed_port
+from tests.drop_in.world import World
 
 
 async def error_of(kind, call):
@@ -108,7 +108,7 @@ async def a_method_is_not_implemented(world: World, kind: str):
 @scenario_of_each_kind()
 async def nobody_listens(world: World, kind: str):
     """UNAVAILABLE; why is said in grpcio's words."""
-    channel = world.make_channel(port=closed_port())
+    channel = world.make_channel(port=world.closed_port())
     call = begin(kind, world.method(kind, at_once, channel))
     outcome = await raised(answer(call))
     return outcome, await status(call)
@@ -189,7 +189,7 @@ async def errors_nobody_asks_for_are_silent(world: World, kind: str):
 @scenario_of_each_kind()
 async def waiting_for_a_connection_of_a_failed_call(world: World, kind: str):
     """It raises the error of the call once that is known to have failed."""
-    channel = world.make_channel(port=closed_port())
+    channel = world.make_channel(port=world.closed_port())
     call = begin(kind, world.method(kind, at_once, channel))
     await call.code()
     return await raised(call.wait_for_connection())

@@ -78,6 +78,32 @@ def aborting(code: grpc.StatusCode, details: str = "", trailing: Any = ()) -> Be
     return behave
 
 
+class Opening:
+    """Initial metadata that a handler sends, to end only when its caller has it.
+
+    Where both come at once grpcio may see the end of a stream first, and forgets the beginning.
+    What is answered with one message has both with that: nobody waits.
+    """
+
+    def __init__(self, kind: str, *metadata: tuple[str, str | bytes]) -> None:
+        self._is_stream = kind.endswith("stream")
+        self._metadata = metadata
+        self._had = asyncio.Event()
+
+    async def send(self, context: Any) -> None:
+        """Send it."""
+        await context.send_initial_metadata(self._metadata)
+        if self._is_stream:
+            await self._had.wait()
+
+    async def of(self, call: Any) -> Any:
+        """Return a call, of a stream once its initial metadata has come."""
+        if self._is_stream:
+            await call.initial_metadata()
+            self._had.set()
+        return call
+
+
 class Held:
     """Lets a handler wait until it may go on, or is cancelled, and tells how far it is."""
 
@@ -94,8 +120,3 @@ class Held:
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
-
-    async def over(self) -> None:
-        """Return once it was cancelled, unless it never began."""
-        if self.started.is_set():
-            await self.cancelled.wait()

@@ -8,7 +8,7 @@ import grpc
 import grpc.aio
 
 from tests.drop_in.battery import Difference, scenario, scenario_of_each_kind
-from tests.drop_in.handlers import at_once
+from tests.drop_in.handlers import Opening, at_once
 from tests.drop_in.observations import answer, begin, plain, raised
 from tests.drop_in.world import World
 
@@ -191,11 +191,13 @@ async def trailing_metadata_comes_with_the_end(world: World, kind: str):
 async def metadata_of_a_failed_call_is_in_its_error(world: World, kind: str):
     """Initial and trailing, of grpcio's type, with all that it offers."""
 
+    opening = Opening(kind, ("i", "1"))
+
     async def behave(context):
-        await context.send_initial_metadata((("i", "1"),))
+        await opening.send(context)
         await context.abort(grpc.StatusCode.ABORTED, "", (("t", "2"), ("t", "3")))
 
-    call = world.start(kind, behave)
+    call = await opening.of(world.start(kind, behave))
     try:
         await answer(call)
     except grpc.aio.AioRpcError as error:
@@ -220,14 +222,19 @@ async def metadata_of_an_answer_without_any(world: World):
 async def a_stream_sends_initial_metadata_with_its_first_message(world: World):
     """Without sending it explicitly, it comes when the first message does."""
 
+    go_on = asyncio.Event()
+
     async def handler(request, context):
         await context.send_initial_metadata((("k", "v"),))
         yield b"1"
+        await go_on.wait()
         context.set_trailing_metadata((("t", "v"),))
 
     call = world.unary_stream(handler)(b"")
-    events = [await call.read(), plain(await call.initial_metadata()), await call.read()]
-    return events[:2], plain(await call.trailing_metadata())
+    events = [await call.read(), plain(await call.initial_metadata())]
+    go_on.set()
+    await call.read()
+    return events, plain(await call.trailing_metadata())
 
 
 @scenario()

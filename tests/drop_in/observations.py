@@ -17,6 +17,10 @@ _ADDED = re.compile(r"mesh-.*|traceparent|tracestate|baggage|user-agent")
 """Metadata that grpcio or the mesh adds by itself; the battery has one scenario that looks at it."""
 _WHERE = re.compile(r" \(\S+ may have executed the call\)$")
 """What the mesh adds to the error of a call whose connection broke; one scenario looks at it."""
+_BROKEN = re.compile(
+    r"Cancelling all calls|Socket closed|Stream removed \(.*\)|.*(sendmsg|recvmsg|Broken pipe).*"
+)
+"""What grpcio says of a connection that its peer has ended."""
 _ADDRESS = re.compile(r"(ipv4:)?127\.0\.0\.1:\d+")
 
 
@@ -69,6 +73,19 @@ async def raised(awaitable: Awaitable[Any]) -> Any:
         return (type(error).__name__, text(str(error)))
 
 
+async def is_soon_over(waiting: asyncio.Future[Any]) -> bool:
+    """Return whether it is done after some 0.3 s of a running process; cancel it if it is not.
+
+    It waits in steps: a time in which the whole process stood still is no more than one of them.
+    """
+    for _ in range(30):
+        await asyncio.wait([waiting], timeout=0.01)
+        if waiting.done():
+            return True
+    waiting.cancel()
+    return False
+
+
 def refused(make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Return what calling `make` raises, its type and text; None when it raises nothing."""
     try:
@@ -88,8 +105,11 @@ def plain(metadata: Any) -> list[tuple[str, Any]] | None:
 def text(details: str | None) -> str | None:
     """Return details without what is another one each time.
 
-    That is the address of the server, and which part of gRPC noticed a deadline first.
+    That is the address of the server, and which part of gRPC noticed first that a deadline has
+    passed, or that a connection is broken.
     """
+    if details is None:
+        return None
     if details == "Stream removed (Deadline Exceeded)":
         return "Deadline Exceeded"
-    return None if details is None else _ADDRESS.sub("ADDRESS", _WHERE.sub("", details))
+    return _ADDRESS.sub("ADDRESS", _BROKEN.sub("broken", _WHERE.sub("", details)))

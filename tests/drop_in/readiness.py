@@ -10,7 +10,7 @@ from tests.drop_in.battery import Difference, scenario, scenario_of_each_kind
 from tests.drop_in.connectivity import QUICK, failing
 from tests.drop_in.handlers import HANDLERS, Held, at_once, echo, echo_twice, join
 from tests.drop_in.observations import answer, begin, outcome, plain, raised, status
-from tests.drop_in.world import World, closed_port
+from tests.drop_in.world import World
 
 
 async def waiting(world, handler=echo, kind="unary_unary", **options):
@@ -27,14 +27,14 @@ async def waiting(world, handler=echo, kind="unary_unary", **options):
 @scenario_of_each_kind()
 async def a_call_that_says_it_does_not_wait_fails_at_once(world: World, kind: str):
     """wait_for_ready=False is the default."""
-    channel = world.make_channel(closed_port())
+    channel = world.make_channel(world.closed_port())
     return await raised(answer(world.start(kind, at_once, channel, wait_for_ready=False)))
 
 
 @scenario_of_each_kind()
 async def waiting_for_the_connection_of_a_call_to_nobody(world: World, kind: str):
     """It raises the call's error."""
-    call = world.start(kind, at_once, world.make_channel(closed_port()))
+    call = world.start(kind, at_once, world.make_channel(world.closed_port()))
     return [await raised(call.wait_for_connection()), await call.code()]
 
 

@@ -9,9 +9,9 @@ import grpc.aio
 
 from tests.drop_in.battery import Difference, scenario, scenario_of_each_kind
 from tests.drop_in.handlers import HANDLERS, join
-from tests.drop_in.observations import answer, raised, status
+from tests.drop_in.observations import answer, is_soon_over, raised, status
 from tests.drop_in.streams import aiter_of
-from tests.drop_in.world import World, closed_port
+from tests.drop_in.world import World
 
 
 @scenario_of_each_kind("stream_unary", "stream_stream")
@@ -187,12 +187,7 @@ async def an_iterator_of_requests_is_closed_with_its_call(world: World, kind: st
 
     call = getattr(world, kind)(first if kind == "stream_unary" else first_stream)(requests())
     await raised(answer(call))
-    try:
-        async with asyncio.timeout(0.3):
-            await closed.wait()
-    except TimeoutError:
-        return False
-    return True
+    return await is_soon_over(asyncio.ensure_future(closed.wait()))
 
 
 @scenario()
@@ -241,8 +236,8 @@ async def a_request_is_asked_for_before_anybody_can_take_it(world: World, kind: 
         asked.set()
         yield b"1"
 
-    channel = world.make_channel(closed_port())
+    channel = world.make_channel(world.closed_port())
     call = getattr(world, kind)(HANDLERS[kind], channel)(requests(), wait_for_ready=True)
-    await asyncio.wait([asyncio.ensure_future(asked.wait())], timeout=0.3)
+    is_asked = await is_soon_over(asyncio.ensure_future(asked.wait()))
     call.cancel()
-    return asked.is_set()
+    return is_asked

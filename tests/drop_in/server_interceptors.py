@@ -10,6 +10,7 @@ import grpc.aio
 from tests.drop_in.battery import Difference, scenario, scenario_of_each_kind
 from tests.drop_in.handlers import KINDS, Held, aborting, answering, at_once, echo, echo_twice
 from tests.drop_in.observations import answer, outcome, plain, raised
+from tests.drop_in.overdue import overdue
 from tests.drop_in.world import World
 
 
@@ -182,8 +183,15 @@ async def an_interceptor_of_the_server_is_cancelled_with_the_call(world: World):
 async def an_interceptor_of_the_server_at_the_deadline(world: World):
     """One that waits too long is cancelled as a handler is."""
     waits = Waits()
-    seen = await raised(await intercepted(world, "unary_unary", waits, timeout=0.1))
-    await waits.inside.over()
+    server = await serve(world, waits, unary_unary=echo)
+
+    def start(held, timeout):
+        waits.inside = held
+        return server.start("unary_unary", timeout=timeout)
+
+    call, held = await overdue(start)
+    seen = await raised(call)
+    await held.cancelled.wait()
     return seen
 
 

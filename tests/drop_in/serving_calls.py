@@ -11,6 +11,7 @@ import grpc.aio
 from tests.drop_in.battery import scenario, scenario_of_each_kind
 from tests.drop_in.handlers import Held, answering, echo_each
 from tests.drop_in.observations import answer, outcome, raised, status
+from tests.drop_in.overdue import overdue
 from tests.drop_in.world import World
 
 LONGEST = 4 * 1024 * 1024
@@ -34,9 +35,20 @@ async def the_time_left_in_a_served_handler(world: World, kind: str):
 @scenario_of_each_kind()
 async def a_served_handler_is_cancelled_at_the_deadline(world: World, kind: str):
     """The caller has DEADLINE_EXCEEDED, the handler CancelledError."""
-    held = Held()
-    seen = await raised(answer(await world.served(held, kind, timeout=0.1)))
-    await held.over()
+    holders = []
+
+    async def behave(context):
+        await holders[-1](context)
+
+    server = await world.serve(**{kind: answering(kind, behave)})
+
+    def start(held, timeout):
+        holders.append(held)
+        return server.start(kind, timeout=timeout)
+
+    call, held = await overdue(start)
+    seen = await raised(answer(call))
+    await held.cancelled.wait()
     return seen
 
 

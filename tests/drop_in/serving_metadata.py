@@ -8,6 +8,7 @@ import grpc
 import grpc.aio
 
 from tests.drop_in.battery import scenario, scenario_of_each_kind
+from tests.drop_in.handlers import Opening
 from tests.drop_in.observations import answer, outcome, plain, raised, refused, text
 from tests.drop_in.world import World
 
@@ -16,12 +17,15 @@ from tests.drop_in.world import World
 async def metadata_of_a_served_call_both_ways(world: World, kind: str):
     """Repeated keys and bytes keep their order and value."""
 
+    opening = Opening(kind, ("i", "1"), ("i", "2"), ("raw-bin", b"\xff"))
+
     async def behave(context):
         world.note(plain(context.invocation_metadata()))
-        await context.send_initial_metadata((("i", "1"), ("i", "2"), ("raw-bin", b"\xff")))
+        await opening.send(context)
         context.set_trailing_metadata((("t", "1"), ("t", "2")))
 
-    return await outcome(await world.served(behave, kind, metadata=(("k", "v"), ("k-bin", b"\0"))))
+    call = await world.served(behave, kind, metadata=(("k", "v"), ("k-bin", b"\0")))
+    return await outcome(await opening.of(call))
 
 
 @scenario()

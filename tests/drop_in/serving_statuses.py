@@ -6,7 +6,7 @@ import grpc
 import grpc.aio
 
 from tests.drop_in.battery import scenario, scenario_of_each_kind
-from tests.drop_in.handlers import aborting
+from tests.drop_in.handlers import Opening, aborting
 from tests.drop_in.observations import outcome, plain, raised
 from tests.drop_in.world import World
 
@@ -20,8 +20,10 @@ NOT_FOUND = grpc.StatusCode.NOT_FOUND
 async def a_served_handler_aborts(world: World, kind: str):
     """Code, details and both metadata arrive; abort raises AbortError."""
 
+    opening = Opening(kind, ("i", "1"))
+
     async def behave(context):
-        await context.send_initial_metadata((("i", "1"),))
+        await opening.send(context)
         try:
             await context.abort(NOT_FOUND, "none", (("t", "2"),))
         except BaseException as error:
@@ -30,7 +32,7 @@ async def a_served_handler_aborts(world: World, kind: str):
         finally:
             world.note((context.code(), context.details(), plain(context.trailing_metadata())))
 
-    return await outcome(await world.served(behave, kind))
+    return await outcome(await opening.of(await world.served(behave, kind)))
 
 
 @scenario()

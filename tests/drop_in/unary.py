@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 
 from tests.drop_in.battery import scenario, scenario_of_each_kind
-from tests.drop_in.handlers import Held, at_once, echo
+from tests.drop_in.handlers import Held, Opening, at_once, echo
 from tests.drop_in.observations import answer, begin, plain, raised, status
 from tests.drop_in.world import World
 
@@ -156,12 +156,14 @@ async def calls_and_multicallables_are_of_the_public_types(world: World, kind: s
 async def a_call_that_succeeds_says_so(world: World, kind: str):
     """Its answer, code, details, metadata, and what `done` and `cancelled` are."""
 
+    opening = Opening(kind, ("a", "1"))
+
     async def behave(context):
-        await context.send_initial_metadata((("a", "1"),))
+        await opening.send(context)
         context.set_trailing_metadata((("b", "2"),))
         context.set_details("all is well")
 
-    call = world.start(kind, behave)
+    call = await opening.of(world.start(kind, behave))
     return [await answer(call), await status(call), await call.debug_error_string()]
 
 

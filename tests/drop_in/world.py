@@ -23,14 +23,6 @@ SERVICE = "drop.In"
 T = TypeVar("T")
 
 
-def closed_port() -> int:
-    """Return a port where nobody listens."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port: int = unused.getsockname()[1]
-        return port
-
-
 class World:
     """A server, and the means to make channels to it as one side does."""
 
@@ -77,6 +69,13 @@ class World:
         """Stop the server; until one is started again, connections to its port are refused."""
         await self.server.stop(grace)
         self._reserved = await _reserved(self.port)
+
+    def closed_port(self) -> int:
+        """Return a port where nobody listens, nor will as long as the world is there."""
+        holder = self._exits.enter_context(socket.socket())
+        holder.bind(("127.0.0.1", 0))
+        port: int = holder.getsockname()[1]
+        return port
 
     async def secure_server(self, credentials: grpc.ServerCredentials) -> int:
         """Start one more server with the same answers; return its port."""

@@ -58,10 +58,10 @@ def field(name, output):
 
 def test_the_demo_sells_and_loses_nothing():
     """It exits 0, its books are clean, its policy landed, and its trace spans both services."""
-    process = demo("--duration", "6")
+    process = demo("--duration", "5")
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 0, output
-    assert field("orders placed", output) > 100
+    assert field("orders placed", output) > 50
     assert field("paid", output) == field("orders placed", output)
     assert field("lost", output) == field("duplicates", output) == 0
     assert re.search(r"policy revision 2 landed in 6 processes after \d+ ms", output)
@@ -79,7 +79,7 @@ def test_the_demo_sells_and_loses_nothing():
 
 def test_the_demo_survives_a_killed_and_a_frozen_worker():
     """With --chaos every order is still paid once."""
-    process = demo("--duration", "12", "--chaos")
+    process = demo("--duration", "10", "--chaos")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert "with SIGKILL" in output
@@ -124,7 +124,7 @@ def test_a_second_ctrl_c_ends_everything_without_draining():
     """While workers drain, it ends them and the control service too."""
     marker = os.urandom(8).hex()
     environment = {**os.environ, "MESHRPC_TEST_MARKER": marker, "PYTHONUNBUFFERED": "1"}
-    with demo("--duration", "15", env=environment) as process:
+    with demo("--duration", "10", env=environment) as process:
         for line in process.stdout:
             if "landed in 6 processes" in line:
                 process.send_signal(signal.SIGINT)
@@ -176,7 +176,10 @@ def test_the_demo_runs_from_an_installed_wheel_outside_the_repository(tmp_path):
     (wheel,) = (tmp_path / "dist").glob("meshrpc-*.whl")
     installed = tmp_path / "site"
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--no-deps", "--target", installed, wheel],
+        [
+            *(sys.executable, "-m", "pip", "install", "--no-deps", "--no-compile"),
+            *("--target", installed, wheel),
+        ],
         check=True,
         capture_output=True,
     )
@@ -194,5 +197,5 @@ def test_the_demo_runs_from_an_installed_wheel_outside_the_repository(tmp_path):
     )
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 0, output
-    assert field("paid", output) > 50
+    assert field("paid", output) > 25
     assert (installed / "meshrpc" / "_demo" / "services" / "order" / "app.py").exists()

@@ -171,6 +171,12 @@ def share(run, arm, victim, begin, end):
     return sum(e.victim == victim.id for e in found) / len(found)
 
 
+def went_to_a_broken(victim, run, within):
+    """Return the attempts at an instance that began later than `within` of the fault, as it lasted."""
+    late = run.attempts_at(victim, run.marks["fault"] + within)
+    return [attempt for attempt in late if attempt.began < run.marks["healed"]]
+
+
 def has_explained(call):
     """Return whether the error of a call says that it may have been executed."""
     return "may have executed the call" in call.details

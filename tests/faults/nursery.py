@@ -15,6 +15,7 @@ import time
 
 import meshrpc.cli
 import meshrpc.registry.consul  # noqa: F401
+from meshrpc import Mesh, Service  # noqa: F401
 from tests.faults import load, victim  # noqa: F401
 from tests.faults.rig import Process
 from tests.faults.words import say

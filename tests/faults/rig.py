@@ -22,10 +22,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+
+from meshrpc.policy import load_document
+from meshrpc.v1 import policy_pb2, policy_pb2_grpc
 from tests.faults.network import LOCAL
-from tests.faults.ports import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
+NAMESPACE = "default"
 PATIENCE = 30.0
 """Seconds until something that should happen is given up."""
 
@@ -160,19 +165,19 @@ class Rig:
         """The settings of a member of the mesh that calls from this process."""
         return {"control": self.control, "state_dir": self.folder}
 
-    def policy(self, *arguments, document=""):
-        """Run `meshrpc policy ...`, with a document on stdin."""
-        done = subprocess.run(
-            (sys.executable, "-m", "meshrpc", "policy", *arguments),
-            cwd=ROOT,
-            env=self.environment,
-            input=document,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RigError(f"meshrpc policy {' '.join(arguments)}: {done.stderr}")
+    def apply(self, policy):
+        """Apply a policy, written in YAML."""
+        documents = [load_document(policy).canonical]
+        self._ask("Apply", policy_pb2.ApplyRequest(namespace=NAMESPACE, documents=documents))
+
+    def forget(self, service):
+        """Delete the policy of a service."""
+        self._ask("Delete", policy_pb2.DeletePolicyRequest(namespace=NAMESPACE, service=service))
+
+    def _ask(self, method, request):
+        with grpc.insecure_channel(self.control) as channel:
+            ask = getattr(policy_pb2_grpc.PolicyStoreStub(channel), method)
+            ask(request, timeout=PATIENCE, wait_for_ready=True)
 
     def fleet(self, service, count=4, *, wired=False, apart=0, **options):
         """Start a service of `count` instances and return when all are registered.
@@ -359,13 +364,13 @@ class Fleet:
     def following(self, policy):
         """Let callers follow a policy, written in YAML without its first two lines, for a block."""
         document = f"schema: meshrpc.policy/v1\nservice: {self.service}\n{textwrap.dedent(policy)}"
-        self.rig.policy("apply", "-f", "-", document=document)
+        self.rig.apply(document)
         self.has_policy = True
         try:
             yield
         finally:
             self.has_policy = False
-            self.rig.policy("delete", self.service)
+            self.rig.forget(self.service)
 
     def __getitem__(self, number):
         return self.victims[number]

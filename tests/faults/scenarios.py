@@ -67,8 +67,8 @@ async def freeze_one(fleet, *, frozen=5.0, after=3.0, until=None, **options):
     async with _faulty(fleet, **options) as run:
         fleet[0].freeze()
         await asyncio.sleep(frozen)
-        fleet[0].thaw()
         run.mark("healed")
+        fleet[0].thaw()
         await run.go_on(after, until)
     return run
 
@@ -100,8 +100,8 @@ async def lose_packets(fleet, lose, find, *, cut=5.0, after=3.0, until=None, **o
     async with _faulty(fleet, **options) as run:
         await asyncio.to_thread(lose)
         await asyncio.sleep(cut)
-        await asyncio.to_thread(find)
         run.mark("healed")
+        await asyncio.to_thread(find)
         await run.go_on(after, until)
     return run
 
@@ -111,8 +111,8 @@ async def misbehave_one(fleet, word, *, bad=5.0, after=3.0, until=None, **option
     async with _faulty(fleet, **options) as run:
         await fleet[0].behave(word)
         await asyncio.sleep(bad)
-        await fleet[0].behave("work")
         run.mark("healed")
+        await fleet[0].behave("work")
         await run.go_on(after, until)
     return run
 

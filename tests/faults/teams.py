@@ -150,7 +150,7 @@ class Shop(Rig):
             self.environment[GRACE] = str(self._grace)
             for service in MODULES:
                 self.open(service)
-            self.policy("apply", "-f", "-", document=POLICY)
+            self.apply(POLICY)
         except BaseException:
             self.__exit__(*sys.exc_info())
             raise

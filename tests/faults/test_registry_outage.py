@@ -109,7 +109,7 @@ async def test_a_registry_that_answers_late_costs_no_call(registries, late, seco
         check_unnoticed(outage)
 
 
-@forms(["each"], short=[[0.5]], long=[[9.0]])
+@forms(["each"], short=[[0.4]], long=[[9.0]])
 async def test_a_registry_that_returns_garbage_costs_no_call(registries, each):
     """Pages, half documents, other types, errors, other protocols, one after the other."""
     for outage in await on_all(registries, outages.spoilt, each):

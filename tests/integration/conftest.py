@@ -21,6 +21,24 @@ async def mesh(registry):
         yield mesh
 
 
+@pytest.fixture
+def only_tasks():
+    """An async function that returns when no task is left but those given, and grpc's servers'.
+
+    Grpc's own end when they get a turn, or when one of its threads has had one.
+    """
+
+    def left(tasks):
+        return {task for task in asyncio.all_tasks() - tasks if "AioServer" not in repr(task)}
+
+    async def only(tasks):
+        while others := left(tasks):
+            _, pending = await asyncio.wait(others, timeout=10)
+            assert not pending
+
+    return only
+
+
 class HastyClock(SystemClock):
     """The real time, without the waits of draining: nobody else calls these services."""
 

@@ -280,10 +280,10 @@ async def test_a_call_whose_wait_breaks_is_internal(mesh, monkeypatch):
     assert raised.value.code() is grpc.StatusCode.INTERNAL
 
 
-async def test_leaving_the_mesh_ends_a_call_that_waits_to_be_tried_again(registry):
+async def test_leaving_the_mesh_ends_a_call_that_waits_to_be_tried_again(registry, only_tasks):
     """At once, and no task of it is left."""
     async with EchoServer("bad", failing(trailers=COME_BACK_LATER)) as bad:
-        before = len(asyncio.all_tasks())
+        before = asyncio.all_tasks()
         async with meshrpc.Mesh("shell", registry=registry, control="none") as mesh:
             channel, _ = await one_ready(mesh, registry, bad)
             call = start(channel, "unary_unary")
@@ -291,7 +291,7 @@ async def test_leaving_the_mesh_ends_a_call_that_waits_to_be_tried_again(registr
         assert call.done()
         with pytest.raises(grpc.aio.AioRpcError, match="the mesh was left"):
             await call
-        assert len(asyncio.all_tasks()) <= before
+        await only_tasks(before)
 
 
 @every_kind
@@ -357,12 +357,9 @@ async def test_a_writer_whose_endpoint_is_closed_gets_unavailable(mesh, registry
         call = getattr(channel, kind)(JOIN if kind == "stream_unary" else MIRROR)()
         await call.write(b"x")
 
-        async def write_on():
-            while True:
-                await call.write(b"x" * 1_000_000)
-
-        writing = asyncio.create_task(write_on())
+        writing = asyncio.create_task(call.write(b"x" * 32_000_000))  # more than is taken unread
         await asyncio.sleep(0.05)
+        assert not writing.done()
         await endpoint.close(0.0)
         with pytest.raises(grpc.aio.AioRpcError, match="was closed") as raised:
             await writing
@@ -872,7 +869,8 @@ async def test_a_call_that_is_over_is_freed_without_the_garbage_collector(mesh, 
                     one.script = script
                     await asyncio.gather(read(start(channel, kind)), return_exceptions=True)
                 start(channel, kind).cancel()
-            await asyncio.sleep(0.02)
-            assert [call for call in channel._calls if call.done()] == []
+            async with asyncio.timeout(10):
+                while any(call.done() for call in channel._calls):  # noqa: ASYNC110 - as grpc ends
+                    await asyncio.sleep(0.001)
         finally:
             gc.enable()

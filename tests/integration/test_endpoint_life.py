@@ -451,7 +451,7 @@ async def test_leaving_the_mesh_does_not_wait_for_what_is_being_let_go(registry)
             assert len(channel.bound()._endpoints._retiring) == 2
         codes = [await call.code() for call in calls]
         assert codes == [grpc.StatusCode.UNAVAILABLE] * 2
-        assert client_tasks() <= tasks
+        await until(lambda: client_tasks() <= tasks)
 
 
 def client_tasks():

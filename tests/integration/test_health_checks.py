@@ -58,10 +58,17 @@ class Silent(health_pb2_grpc.HealthServicer):
         await asyncio.Event().wait()
 
 
-def closed_port() -> str:
-    with socket.socket() as it:
-        it.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{it.getsockname()[1]}"
+@pytest.fixture
+def closed_port():
+    """Makes addresses where nobody listens, nor will as long as the test runs."""
+    with contextlib.ExitStack() as held:
+
+        def make() -> str:
+            it = held.enter_context(socket.socket())
+            it.bind(("127.0.0.1", 0))
+            return f"127.0.0.1:{it.getsockname()[1]}"
+
+        yield make
 
 
 class Checking:
@@ -141,7 +148,7 @@ async def test_a_service_of_ours_serves():
         assert await ask(address) == ""
 
 
-async def test_nobody_there_is_said_with_the_reason():
+async def test_nobody_there_is_said_with_the_reason(closed_port):
     """Refused connections, and what is no address at all."""
     assert "refused" in (await ask(closed_port())).lower()
     assert await ask("no such host:1")
@@ -215,7 +222,7 @@ async def test_a_server_that_never_answers_is_found(checking):
         assert checking.checks.reason(instance) == f"it did not answer within {WITHIN:.0f} s"
 
 
-async def test_an_address_that_changes_is_judged_anew(checking):
+async def test_an_address_that_changes_is_judged_anew(checking, closed_port):
     """What was found of the old one says nothing of the new one."""
     clock = checking.clock
     checking.register("l1", closed_port())

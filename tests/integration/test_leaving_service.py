@@ -32,7 +32,7 @@ def service_of(clock: Any, **handlers: grpc.RpcMethodHandler[Any, Any]) -> meshr
     return service
 
 
-async def test_a_handler_that_heard_last_is_waited_for(hasty_clock, caplog):
+async def test_a_handler_that_heard_last_is_waited_for(hasty_clock, caplog, only_tasks):
     """Its client has gone, so for grpcio the call is over; the handler still cleans up."""
     caplog.set_level(logging.WARNING, "meshrpc.server")
     began, heard, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -62,8 +62,7 @@ async def test_a_handler_that_heard_last_is_waited_for(hasty_clock, caplog):
         assert ended.is_set()
         with suppress(asyncio.CancelledError):
             await call
-        await asyncio.sleep(0)
-        assert asyncio.all_tasks() <= before
+        await only_tasks(before)
     assert "go on" not in caplog.text
 
 

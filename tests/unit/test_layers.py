@@ -17,11 +17,11 @@ LAYERS = (
     ("mesh", "session", "policies", "client", "server"),
     (
         *("interceptors", "telemetry", "registry.embedded", "registry.urls"),
-        *("subscription", "watched", "absence", "fleet_limits"),
+        *("subscription", "interests", "outgoing", "watched", "absence", "fleet_limits"),
     ),
     ("last_known",),
     (
-        *("registry.registration", "registry.backoff", "registry.static", "registry.memory"),
+        *("registry.registration", "registry.static", "registry.memory"),
         *("registry.consul", "registry.consul_watch", "registry.consul_agent"),
         *("registry.consul_entry", "registry.consul_checks", "registry.consul_record"),
         *("registry.consul_meta", "registry.consul_url"),
@@ -29,15 +29,16 @@ LAYERS = (
         *("registry.dns_lookup", "registry.dns_watch"),
         *("registry.file", "registry.file_document", "registry.file_look"),
         *("registry.record", "registry.read_only", "registry.followed"),
+        *("registry.following", "registry.open_watch"),
     ),
     (
         *("balancer", "resilience", "limits", "policy"),
-        *("registry.leases", "registry.departures", "registry.doubt"),
+        *("registry.leases", "registry.lease_queue", "registry.departures", "registry.doubt"),
     ),
     ("registry.registry", "registry.instance", "registry.finding"),
     (
         *("settings", "errors", "clock", "wire", "load_report", "metadata", "v1"),
-        *("timestamps", "log_rate"),
+        *("timestamps", "log_rate", "outage", "backoff", "excerpt", "interrupts"),
     ),
 )
 
@@ -47,6 +48,7 @@ PURE = (
     "limits",
     "policy",
     "registry.leases",
+    "registry.lease_queue",
     "registry.departures",
     "registry.doubt",
     "registry.record",
@@ -63,11 +65,16 @@ PURE = (
     "workers.team",
     "workers.outbox",
     "workers.places",
+    "workers.roster",
     "workers.actions",
     "workers.restarts",
     "workers.rolling",
     "workers.scaling",
     "timestamps",
+    "log_rate",
+    "outage",
+    "backoff",
+    "excerpt",
 )
 """Decisions: time and chance are arguments, and there is no I/O."""
 

@@ -10,11 +10,11 @@ import os
 import socket
 
 _ALL = range(15_000, 32_000)
-_begin = os.getpid() * 61 % len(_ALL)  # elsewhere than others' runs
+_begin = os.getpid() * 4_801 % len(_ALL)  # far from where others begin, who run beside this one
 _next = itertools.cycle([*_ALL[_begin:], *_ALL[:_begin]])
 
 
-def free_port():
+def free_port() -> int:
     """Return a port that nobody has, another one each time."""
     for port in itertools.islice(_next, len(_ALL)):
         with socket.socket() as tried, contextlib.suppress(OSError):
