@@ -8,6 +8,7 @@ what was true when it got in line. Who waits longest is next.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Hashable
 
 from meshrpc.v1 import control_pb2
@@ -17,6 +18,8 @@ MAX_ANSWERS = 100
 
 Say = Callable[[], control_pb2.SubscribeRequest | None]
 """Makes a message when it is due; None: there is nothing to say any more."""
+
+_log = logging.getLogger(__name__)
 
 
 class Outgoing:
@@ -55,7 +58,12 @@ class Outgoing:
                 key = next(iter(self._waiting))
                 say = self._waiting.pop(key)
                 self._answers.pop(key, None)
-                if (message := say()) is not None:
+                try:
+                    message = say()
+                except Exception:  # noqa: BLE001 - what cannot be said silences nothing else
+                    _log.exception("cannot tell control %s", key)
+                    continue
+                if message is not None:
                     return message
             self._has_some.clear()
             await self._has_some.wait()

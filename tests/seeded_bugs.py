@@ -398,7 +398,7 @@ BUGS = (
     Bug(
         "streams that reach their longest life eject their instance",
         "meshrpc/client/attempt.py",
-        "            self.outlived = self.details == _DEADLINE_PASSED\n",
+        "            self.outlived = now >= self.limit - _EARLY\n",
         "            self.outlived = False\n",
         "tests/integration/test_stream_bounds.py",
     ),
@@ -429,6 +429,34 @@ BUGS = (
         "elif silent < _LONGEST_SILENT and another_runs():",
         "elif False:",
         "tests/unit/test_virtual_clock.py",
+    ),
+    Bug(
+        "a loop that stood still takes sound streams for idle",
+        "meshrpc/client/idle_timer.py",
+        "if left < -_LATE:",
+        "if False:",
+        "tests/unit/test_idle_timer.py",
+    ),
+    Bug(
+        "a call that was told that it never ran runs",
+        "meshrpc/server/request_arrival.py",
+        "await self._ending.pop(raw)",
+        "await asyncio.gather(self._ending.pop(raw), return_exceptions=True)",
+        "tests/integration/test_request_arrival.py",
+    ),
+    Bug(
+        "requests that have not arrived are forgotten when the server leaves",
+        "meshrpc/server/serving.py",
+        "        self._table.cut()\n",
+        "",
+        "tests/hostile/test_slowloris.py",
+    ),
+    Bug(
+        "who does not read the answer keeps control's HTTP port",
+        "meshrpc/control/http.py",
+        "middlewares=[_taken_in_time, _json_errors]",
+        "middlewares=[_json_errors]",
+        "tests/hostile/test_control.py",
     ),
     Bug(
         "two services can reserve one shared port",

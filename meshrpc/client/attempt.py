@@ -28,8 +28,8 @@ _WRITE_BROKE = 'Failed "execute_batch"'
 """How grpcio explains the INTERNAL that it reports when a message could not be written: before it
 knows the status that the call really ended with, or over it."""
 
-_DEADLINE_PASSED = "Deadline Exceeded"
-"""The details of a call whose deadline has passed here, as grpc words them."""
+_EARLY = 0.05
+"""Seconds by which grpc's clock may be ahead of this one when it ends an attempt."""
 
 _LOOK_EVERY = 0.005
 _LOOKS = 200
@@ -65,8 +65,8 @@ class Attempt:
     end, good or bad, where it may say something else later. Then one of these may hold:
     `cancelled`, this side ended it; `interrupted`, it did so without being asked, because its
     endpoint was closed or it has `expired`; `raised`, an interceptor raised something that is no
-    status; `outlived`, it was `limited` to how long the policy lets streams last, and lasted so long,
-    which is nobody's fault.
+    status; `outlived`, it lasted to its `limit`, until when the policy lets a stream last, which is
+    nobody's fault.
     """
 
     __slots__ = (
@@ -86,7 +86,7 @@ class Attempt:
         "generation",
         "inner",
         "interrupted",
-        "limited",
+        "limit",
         "outcome",
         "outlived",
         "raised",
@@ -109,7 +109,7 @@ class Attempt:
         self.cancelled = False
         self.expired = False
         self.interrupted = False
-        self.limited = False
+        self.limit: float | None = None
         self.outlived = False
         self.raised = False
         self._clock = clock
@@ -196,8 +196,9 @@ class Attempt:
     def _finish(self, code: grpc.StatusCode) -> None:
         self.code = code
         now = self._clock.now()
-        if self.limited and code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            self.outlived = self.details == _DEADLINE_PASSED
+        if self.limit is not None and code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            # By the time, not the text: handlers pass on what a call of their own ended with.
+            self.outlived = now >= self.limit - _EARLY
         answered = not (self.cancelled or self.raised or self.outlived)
         self.outcome = classify(code, self.details) if answered else Outcome.ABANDONED
         latency = now - self._started if self._sampled and not self.raised else None
@@ -245,7 +246,7 @@ class Attempt:
         self.cancelled = code is grpc.StatusCode.CANCELLED and self.details == CANCELLED_HERE
         if self.cancelled and self.expired:
             self.cancelled, self.interrupted = False, True
-            self.details = _DEADLINE_PASSED
+            self.details = "Deadline Exceeded"
             return grpc.StatusCode.DEADLINE_EXCEEDED
         if self.cancelled and self.endpoint.closing:
             self.interrupted = True

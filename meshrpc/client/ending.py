@@ -55,8 +55,12 @@ class EndingCall:
 
     def _fail(self, error: grpc.aio.AioRpcError) -> None:
         """End the call with an error of this client's own."""
-        self._error = error
+        self._error = error = self._explain(error)
         self._settle(error.code(), error.details())
+
+    def _explain(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
+        """Return an error of this client's own as its user is told it."""
+        return error
 
     def _break_off(self, error: grpc.aio.AioRpcError) -> None:
         """End a call that is under way with an error of this client's own."""

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _SLACK = 0.001
 """Seconds by which a timer may come early: event loops have clocks of their own."""
+_LATE = 0.1
+"""Seconds after which a timer comes late: the loop stood still, and has to see first what has come
+meanwhile. It has as many seconds for that."""
 
 
 class Idler(Protocol):
@@ -83,7 +86,10 @@ class IdleTimer:
         stream = self._who()
         if stream is None or not stream.may_idle():
             return
-        left = self._last + self._seconds - self._clock.now()
+        now = self._clock.now()
+        left = self._last + self._seconds - now
+        if left < -_LATE:
+            left, self._last = _LATE, now + _LATE - self._seconds
         if left > _SLACK:
             self._wait(left)
         else:

@@ -86,10 +86,11 @@ class StreamRequest(AwaitableCall):
             # Grpcio could not write the end of the stream, and did not wait to learn why.
             self._cancelled = False
             late = self.time_remaining() == 0
-            self._error = local_error(
+            error = local_error(
                 grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.UNAVAILABLE,
                 "the call ended while its requests were being sent",
             )
+            self._error = self._explain(error)
             raise self._error
 
     async def write(self, request: Any) -> None:

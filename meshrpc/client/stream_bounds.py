@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -28,8 +28,6 @@ from meshrpc.client.waiting import AwaitableCall
 from meshrpc.resilience.outcome import Outcome
 
 _DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED
-
-T = TypeVar("T")
 
 
 class _Bounded(AwaitableCall):
@@ -51,7 +49,7 @@ class _Bounded(AwaitableCall):
 
     def may_idle(self) -> bool:
         """Return whether time counts: not while the call waits for somebody to send it to."""
-        return self._next is None and not self._done
+        return self._next is None and not (self._cancel_asked or self._done)
 
     def on_idle(self) -> None:
         """End the call, because nothing has passed for too long."""
@@ -73,20 +71,20 @@ class _Bounded(AwaitableCall):
         if said is None or not attempt.outlived or self._done or self._cancel_asked:
             super().on_attempt_done(attempt)
             return
-        super()._fail(
-            grpc.aio.AioRpcError(
-                _DEADLINE_EXCEEDED,
-                said.initial_metadata(),
-                said.trailing_metadata(),
-                f"{attempt.details} ({self._bound('max')})",
-                said.debug_error_string(),
-            )
+        details = f"{attempt.details} ({self._bound('max')})"
+        self._error = grpc.aio.AioRpcError(
+            _DEADLINE_EXCEEDED,
+            said.initial_metadata(),
+            said.trailing_metadata(),
+            details,
+            said.debug_error_string(),
         )
+        self._settle(_DEADLINE_EXCEEDED, details)
 
-    def _fail(self, error: grpc.aio.AioRpcError) -> None:
+    def _explain(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
         if self._is_limited and error.code() is _DEADLINE_EXCEEDED and not self.time_remaining():
-            error = local_error(_DEADLINE_EXCEEDED, f"{error.details()} ({self._bound('max')})")
-        super()._fail(error)
+            return local_error(_DEADLINE_EXCEEDED, f"{error.details()} ({self._bound('max')})")
+        return error
 
     def _bound(self, name: str) -> str:
         seconds = getattr(self._policy.stream, name)
@@ -95,7 +93,7 @@ class _Bounded(AwaitableCall):
     def _start_attempt(self, endpoint: Endpoint, now: float) -> None:
         super()._start_attempt(endpoint, now)
         assert self._attempt is not None  # noqa: S101 - just started
-        self._attempt.limited = self._is_limited
+        self._attempt.limit = self._deadline if self._is_limited else None
         if self._idle is not None:
             self._idle.begin()
 
@@ -103,14 +101,6 @@ class _Bounded(AwaitableCall):
         if self._idle is not None:
             self._idle.stop()
         super()._settle(code, details)
-
-    async def _follow(self, step: Callable[[Any], Awaitable[T]], *, owns: bool = True) -> T:
-        if self._idle is None or self._done:
-            return await super()._follow(step, owns=owns)
-        self._idle.begin()
-        answer = await super()._follow(step, owns=owns)
-        self._idle.passed()
-        return answer
 
 
 class _BoundedRequests(_Bounded, StreamRequest):
@@ -128,6 +118,11 @@ class _BoundedRequests(_Bounded, StreamRequest):
 
         return pass_on
 
+    async def _send(self, step: Callable[[Any], Awaitable[None]]) -> None:
+        await super()._send(step)
+        if self._idle is not None:
+            self._idle.passed()
+
 
 class _BoundedAnswers(_Bounded, StreamResponse):
     """One with messages to read: unless it is being read, one may have come."""
@@ -135,6 +130,15 @@ class _BoundedAnswers(_Bounded, StreamResponse):
     def may_idle(self) -> bool:
         """Return whether time counts: not while the user asks for nothing."""
         return self._receiving and super().may_idle()
+
+    async def receive(self) -> Any:
+        """Return the next message, and count the time until it comes."""
+        if self._idle is None or self._receiving or self._done:
+            return await super().receive()
+        self._idle.begin()
+        message = await super().receive()
+        self._idle.passed()
+        return message
 
 
 class BoundedUnaryStreamCall(_BoundedAnswers, UnaryStreamCall):

@@ -176,7 +176,8 @@ class AwaitableCall(LogicalCall):
         if by_task:
             if not owns:
                 return False
-            self._cancel_asked = True
+            if self._cancelled or not self._done:  # else it had ended before, and stays as it is
+                self._cancel_asked = True
         self._raise_cause()
         self.cancel()
         return False

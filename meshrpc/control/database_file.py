@@ -51,7 +51,10 @@ def open_file(file: Path, schema: str, renewable: Collection[str]) -> sqlite3.Co
         OSError, sqlite3.Error: another reason.
     """
     _require_access(file.parent)
+    log = _log_of(file)  # looked for first: whoever makes the file just now makes its log after it
     if not file.exists():
+        if log is not None:
+            raise DamagedError(f"{file.name} is gone, and {log.name} has changes that belong to it")
         _make(file, schema, renewable)
     _require_access(file)
     _require_database(file)
@@ -89,8 +92,6 @@ def _make(file: Path, schema: str, renewable: Collection[str], damaged: Path | N
 
     It comes to its place with all of its tables: one that has none was ours, and is damaged.
     """
-    if damaged is None and (log := _log_of(file)) is not None:
-        raise DamagedError(f"{file.name} is gone, and {log.name} has changes that belong to it")
     made = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
         with contextlib.closing(_connect(str(made))) as connection:
@@ -130,8 +131,9 @@ def _may(path: Path, mode: int) -> bool:
 
 def _require_database(file: Path) -> None:
     """Look before SQLite does, which takes an empty file for a new one, and drops its log."""
-    if file.is_dir():
-        raise NotWritableError("it is a folder")
+    if not file.is_file():  # a pipe would keep us waiting for ever
+        raise NotWritableError("it is a folder" if file.is_dir() else "it is not a file")
+    log = _log_of(file)  # before the size: of who is closing it just now, the log is the last to go
     with file.open("rb") as content:
         header = content.read(_HEADER)
         size = content.seek(0, os.SEEK_END)
@@ -139,7 +141,7 @@ def _require_database(file: Path) -> None:
         raise DamagedError("it is empty")
     if not header.startswith(_MAGIC):
         raise DamagedError("it is not a database: is the path right?")
-    if _log_of(file) is not None:
+    if log is not None:
         return  # SQLite may have been killed while it wrote: it makes that good from its log
     page = int.from_bytes(header[16:18]) or 1  # as SQLite's file format has it: 1 for 64 KiB
     pages = int.from_bytes(header[28:32])
@@ -149,8 +151,11 @@ def _require_database(file: Path) -> None:
 
 def _log_of(file: Path) -> Path | None:
     """Return the file of what is not in the database yet; None: all is."""
-    logs = (file.with_name(file.name + suffix) for suffix in _LOGS)
-    return next((log for log in logs if log.exists() and log.stat().st_size), None)
+    for log in (file.with_name(file.name + suffix) for suffix in _LOGS):
+        with contextlib.suppress(FileNotFoundError):  # also if it goes just now
+            if log.stat().st_size:
+                return log
+    return None
 
 
 def _damage(connection: sqlite3.Connection, schema: str, renewable: Collection[str]) -> str | None:

@@ -36,6 +36,8 @@ MAX_BODY: Final = 1 << 20
 """Bytes of a request."""
 BODY_WITHIN: Final = 10.0
 """Seconds that they may take."""
+TAKEN_WITHIN: Final = 60.0
+"""Seconds that a client may take for an answer; connections are bounded, and it would keep its one."""
 
 
 class HttpFace:
@@ -71,7 +73,9 @@ class HttpFace:
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""
-        application = web.Application(middlewares=[_json_errors], client_max_size=MAX_BODY)
+        application = web.Application(
+            middlewares=[_taken_in_time, _json_errors], client_max_size=MAX_BODY
+        )
         application.router.add_get("/healthz", self._healthz)
         application.router.add_get("/readyz", self._readyz)
         application.router.add_get("/api/v1/services", self._services)
@@ -202,6 +206,21 @@ def _holding(row: Holding) -> dict[str, Any]:
         "demand": row.demand,
         "away": row.is_away,
     }
+
+
+@web.middleware
+async def _taken_in_time(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """Write the answer, and end the connection of a client that does not read it."""
+    response = await handler(request)
+    try:
+        async with asyncio.timeout(TAKEN_WITHIN):
+            await response.prepare(request)
+            await response.write_eof()
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the client does not read") from None
+    return response
 
 
 @web.middleware

@@ -40,6 +40,7 @@ class HandlerTable(grpc.GenericRpcHandler):
         self._wrap: Callable[[str, Handler], Handler] | None = None
         self._wrapped: dict[str, Handler] = {}
         self._answers_unknown = False
+        self._arrival: RequestArrival | None = None
         self._asked: dict[str, tuple[Handler, Handler]] = {}
 
     def __repr__(self) -> str:
@@ -109,6 +110,7 @@ class HandlerTable(grpc.GenericRpcHandler):
         guard = Guard(active, tuple(inner), sync_handlers, mapping)
         bare_guard = Guard(infrastructure, (), sync_handlers, ErrorMapping())
         arrival = None if request_timeout is None else RequestArrival(request_timeout)
+        self._arrival = arrival
 
         def wrap(method: str, handler: Handler) -> Handler:
             outermost = bare_guard if is_infrastructure(method) else guard
@@ -122,6 +124,11 @@ class HandlerTable(grpc.GenericRpcHandler):
         self._wrap = wrap
         self._answers_unknown = bool(inner)  # grpcio runs them for methods nobody serves, too
         self._wrapped = {method: wrap(method, handler) for method, handler in self.methods.items()}
+
+    def cut(self) -> None:
+        """End the calls whose request has not arrived, for the server is leaving."""
+        if self._arrival is not None:
+            self._arrival.cut()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """Return the wrapped handler of a method; how grpcio asks."""

@@ -13,24 +13,33 @@ import asyncio
 import contextvars
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import grpc
 import grpc.aio
 
+from meshrpc.errors import SettingsError
 from meshrpc.interceptors.method_handler import Behavior, Handler, behavior_of
 from meshrpc.server.context import CallContext
-from meshrpc.wire import NOT_EXECUTED, Metadata
+from meshrpc.wire import DRAIN, NOT_EXECUTED, Metadata
 
 OPTION: Final = "mesh.request_timeout_ms"
 """Its place among a server's options (`options.py`): grpc takes no notice of it."""
 
 _NEVER_RAN: Final[Metadata] = ((NOT_EXECUTED, "1"),)
+_LEAVING: Final[Metadata] = (*_NEVER_RAN, (DRAIN, "1"))
 
 
 def request_timeout(options: Mapping[str, Any]) -> float | None:
-    """Return what the options say, in seconds; None: no bound."""
-    return int(options.get(OPTION, 0)) / 1000 or None
+    """Return what the options say, in seconds; None: no bound.
+
+    Raises:
+        SettingsError: they say something else.
+    """
+    given = options.get(OPTION, 0)
+    if not (isinstance(given, int) and given >= 0):
+        raise SettingsError(f"{OPTION}={given!r}: milliseconds, a whole number, 0 or more")
+    return given / 1000 or None
 
 
 class RequestArrival:
@@ -41,7 +50,7 @@ class RequestArrival:
         # Since when, oldest first: one timer for all, since nearly every message is there at once.
         self._since: dict[Any, float] = {}
         self._looking: asyncio.TimerHandle | None = None
-        self._ending: dict[Any, asyncio.Task[None]] = {}
+        self._ending: dict[Any, asyncio.Task[NoReturn]] = {}
 
     def __repr__(self) -> str:
         return f"<RequestArrival within={self._within:g} waiting={len(self._since)}>"
@@ -64,7 +73,9 @@ class RequestArrival:
             finally:
                 del self._since[raw]
                 if raw in self._ending:
-                    await asyncio.gather(self._ending.pop(raw), return_exceptions=True)
+                    # Raises: whoever was told that it never ran must not be served after all, though
+                    # the message came in the same moment.
+                    await self._ending.pop(raw)
             if message is grpc.aio.EOF:
                 # Where the client has gone this fails, and so it should. Otherwise: as grpcio's
                 # synchronous server says it.
@@ -82,6 +93,11 @@ class RequestArrival:
         )
         return make(arrive)
 
+    def cut(self) -> None:
+        """End every call that still waits, with UNAVAILABLE and `mesh-drain`."""
+        for raw in self._since:
+            self._end(raw, grpc.StatusCode.UNAVAILABLE, "the server is leaving", _LEAVING)
+
     def _look_in(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         self._looking = loop.call_later(seconds, self._look, context=contextvars.Context())
@@ -94,16 +110,17 @@ class RequestArrival:
             if left > 0:
                 self._look_in(left)
                 return
-            if raw not in self._ending:
-                self._ending[raw] = asyncio.create_task(
-                    self._end(raw), context=contextvars.Context()
-                )
+            self._end(
+                raw,
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"the request has not arrived within {self._within:g} s",
+                _NEVER_RAN,
+            )
 
-    async def _end(self, raw: Any) -> None:
+    def _end(self, raw: Any, code: grpc.StatusCode, details: str, trailers: Metadata) -> None:
         # Beside the reading, which ends with the call: a message that has just come when reading
         # is cancelled would never be freed by grpcio.
-        await CallContext(raw, None).abort(
-            grpc.StatusCode.DEADLINE_EXCEEDED,
-            f"the request has not arrived within {self._within:g} s",
-            _NEVER_RAN,
-        )
+        if raw not in self._ending:
+            self._ending[raw] = asyncio.create_task(
+                CallContext(raw, None).abort(code, details, trailers), context=contextvars.Context()
+            )

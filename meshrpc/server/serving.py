@@ -72,6 +72,7 @@ class Serving:
         self.readiness = Readiness(offer.checks, say=self._say, clock=offer.mesh.clock)
         self._exits = AsyncExitStack()
         self._server: drain.Stoppable
+        self._table: HandlerTable
         self._listening: list[grpc.aio.Server] = []
 
     def __repr__(self) -> str:
@@ -180,7 +181,7 @@ class Serving:
             self._infrastructure.cut()
             await drain.stop(
                 self._server,
-                self._active.cut,
+                self._cut,
                 grace=self._offer.grace,
                 clock=clock,
                 hurry=self._hurry,
@@ -198,10 +199,14 @@ class Serving:
         finally:
             await self._exits.aclose()
 
+    def _cut(self) -> None:
+        self._active.cut()
+        self._table.cut()
+
     async def _listen(self) -> None:
         """Answer on this process's own port, and on the one for clients outside the mesh."""
         settings = self._mesh.settings
-        table = await self._create_table()
+        self._table = table = await self._create_table()
         own = self._create_server(table)
         self.address = bind(own, settings.listen)
         # At once: a server that was bound but never started does not let go of its port.

@@ -204,6 +204,8 @@ class EventReporter:
             url = self._urls[self._current]
             try:
                 status, answer = _post(url, body, self._patience())
+            except ConnectionError as error:  # before HTTPException: RemoteDisconnected is both
+                why = str(error) or type(error).__name__
             except http.client.HTTPException:  # whose text would be what was read
                 why = "what answers there does not speak HTTP"
             except (OSError, ValueError) as error:  # no host's name

@@ -55,8 +55,6 @@ class Life:
     """Why it cannot serve, in its own words."""
     kill_at: float | None = None
     is_hung: bool = False
-    is_dropped: bool = False
-    """Killed because it was not wanted any more before it ever served."""
 
     def __str__(self) -> str:
         return f"worker {self.number} (pid {self.pid})" if self.pid else f"worker {self.number}"

@@ -69,7 +69,7 @@ class Rollout:
         roster = self._roster
         for life in outdated(roster.wanted, roster.generation):
             place = roster.places[life.number]
-            roster.drop(life)
+            roster.drain(life, now)
             if place.current is life:
                 place.current, place.start_at = None, now
             else:

@@ -1,9 +1,9 @@
 """The roster of a team: its places, all the lives there are, and the moves that a life can make.
 
-A life begins in a place, is told to drain, is dropped before it ever served, or is killed when its
-time is over. Each move changes the roster and puts what is to be done into the outbox. When which
-of them is made is not decided here: what happens moves lives (`team.py`), a reload does
-(`rolling.py`), and time alone ends those that were told to end.
+A life begins in a place, is told to drain, or is killed when its time is over. Each move changes the
+roster and puts what is to be done into the outbox. When which of them is made is not decided here:
+what happens moves lives (`team.py`), a reload does (`rolling.py`), and time alone ends those that
+were told to end.
 """
 
 from __future__ import annotations
@@ -77,10 +77,8 @@ class Roster:
         """Let whoever is in `place` go; nobody follows."""
         place.start_at = None
         for life in (place.current, place.replacement):
-            if life is not None and life.stage is Stage.READY:
+            if life is not None:
                 self.drain(life, now)
-            elif life is not None:
-                self.drop(life)
         place.current = place.replacement = None
         place.restarts.left()
 
@@ -108,22 +106,20 @@ class Roster:
         return life
 
     def drain(self, life: Life, now: float) -> None:
-        """Have a life end, within the time that it needs to stop."""
+        """Have a life end, within the time that it needs to stop.
+
+        Also one that was never ready: where nobody is, callers call all the same.
+        """
         life.stage = Stage.DRAINING
         if not life.is_hung:
             life.kill_at = now + life.stop_within + KILL_AFTER
         self.out.append(Stop(life.key))
 
-    def drop(self, life: Life) -> None:
-        """End a life that has not served yet."""
-        life.is_dropped = True
-        self.out.append(Kill(life.key))
-
     def drain_all(self, now: float) -> None:
         """Have every life end, all within the longest time that any of them needs."""
         needed = max((life.stop_within for life in self.lives.values()), default=0.0)
         for life in self.lives.values():
-            if life.stage is not Stage.DRAINING and not life.is_dropped:
+            if life.stage is not Stage.DRAINING:
                 self.drain(life, now)
                 if not life.is_hung:
                     life.kill_at = now + needed + KILL_AFTER

@@ -136,7 +136,7 @@ class Team:
         life.instance = instance
         life.has_free_port = has_free_port
         life.heard_at = now
-        if life.stage is not Stage.STARTING or life.is_dropped:
+        if life.stage is not Stage.STARTING:
             return self.settle(now)
         life.stage = Stage.READY
         place = self._places[life.number]
@@ -175,13 +175,13 @@ class Team:
             place.current = None if place.current is life else place.current
             # SIGTERM ends by itself only one that did not serve yet, nor does a failed one.
             expected = code in (0, -signal.SIGTERM) or life.failure is not None
-            if not (expected or life.is_dropped or life.is_hung):
+            if not (expected or life.is_hung):
                 self.was_cut_short = True
         elif life.stage is Stage.DRAINING:
             was_ready = life.instance is not None
             if code != 0 and (was_ready or code != -signal.SIGTERM):
                 self._out.tell(f"{life} ended before it had drained: {how}", life)
-        elif not life.is_dropped:
+        else:
             said = f"cannot start: {life.failure}" if life.failure else f"died: {how}"
             self._lost(life, said, now)
         return self.settle(now)

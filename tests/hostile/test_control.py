@@ -5,10 +5,12 @@ import contextlib
 import resource
 import socket
 
+import aiohttp.web
 import grpc
 import pytest
 
 from meshrpc import subscription
+from meshrpc.control.http import HttpFace
 from meshrpc.control.server import ControlServer
 from meshrpc.server.options import (
     SERVER_OPTIONS,
@@ -278,6 +280,32 @@ async def test_connections_are_bounded(monkeypatch):
 
     async with serving() as control:
         await asyncio.to_thread(connect)
+
+
+async def test_who_does_not_read_the_answer_does_not_keep_the_place(monkeypatch, caplog):
+    """Otherwise as many as there are places would close the port to probes and supervisors."""
+
+    async def much(_face, _request):
+        return aiohttp.web.Response(body=b"x" * (32 << 20))
+
+    monkeypatch.setattr(HttpFace, "_services", much)
+    monkeypatch.setattr("meshrpc.control.server.most_http_connections", lambda: 1)
+    monkeypatch.setattr("meshrpc.control.http.TAKEN_WITHIN", 0.1)
+
+    def others_are_answered():
+        with web(control) as silent:
+            silent.sendall(GET.replace(b"/healthz", b"/api/v1/services"))
+            silent.recv(1)
+            answer = b""
+            while not answer:
+                with web(control) as other, contextlib.suppress(ConnectionError):
+                    other.sendall(GET)
+                    answer = other.recv(4096)
+            return answer
+
+    async with asyncio.timeout(20), serving() as control:
+        assert (await asyncio.to_thread(others_are_answered)).startswith(b"HTTP/1.1 200 ")
+    assert not caplog.records
 
 
 async def test_a_head_that_is_too_long_is_refused():

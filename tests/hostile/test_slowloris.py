@@ -91,6 +91,32 @@ async def test_a_request_that_never_arrives_ends_as_not_executed(short, serving,
     assert following[0] == http2.HEADERS
 
 
+@pytest.mark.parametrize("path", [server.ECHO, server.FLOOD, HEALTH_CHECK])
+async def test_a_request_that_has_not_arrived_when_the_server_leaves_may_go_elsewhere(path):
+    """Told as running calls are, when their grace is over; and surely nothing was executed."""
+
+    def wait():
+        with http2.Connection(service.address, patience=10.0).greet() as connection:
+            connection.send(http2.headers(1, http2.request(path, timeout=None)))
+            return next(
+                payload
+                for kind, _, stream, payload in connection.frames()
+                if (kind, stream) == (http2.HEADERS, 1)
+            )
+
+    async with server.service() as service:
+        waiting = asyncio.ensure_future(asyncio.to_thread(wait))
+        async with asyncio.timeout(10):
+            while not service._serving._table._arrival._since:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.01)
+        service._serving._hurry.set()  # nobody else knows of it
+    trailers = await waiting
+    assert b"grpc-status\x0214" in trailers, "UNAVAILABLE"
+    assert b"the server is leaving" in trailers
+    assert b"mesh-drain" in trailers
+    assert b"mesh-not-executed" in trailers
+
+
 @pytest.mark.parametrize(("given", "is_answered"), [(100, True), (0, False)])
 async def test_a_service_says_itself_how_long_requests_may_take(short, given, is_answered):
     """In `options=`, which wins over the table; 0 is for ever."""

@@ -204,6 +204,27 @@ async def test_what_is_no_http_server_is_told_as_such(caplog):
     assert "what answers there does not speak HTTP" in caplog.text
 
 
+async def test_who_hangs_up_is_not_said_to_speak_something_else(caplog):
+    """As a control service does that ends in the middle of a request."""
+    caplog.set_level("INFO", "meshrpc.workers")
+    asked: asyncio.Queue[None] = asyncio.Queue()
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.put_nowait(None)
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as other:
+        port = other.sockets[0].getsockname()[1]
+        async with reporting(f"http://127.0.0.1:{port}") as reporter:
+            reporter.report(event(1))
+            async with asyncio.timeout(10):
+                await asked.get()
+                await asked.get()
+    assert f"127.0.0.1:{port}" in caplog.text
+    assert "does not speak HTTP" not in caplog.text
+
+
 async def test_the_next_control_service_is_asked_in_turn():
     """With the first one away the second gets the events, and goes on getting them."""
     async with taker() as away, taker() as control:

@@ -19,8 +19,8 @@ from meshrpc.interceptors.compose import Refused, ServerInterceptor
 from meshrpc.interceptors.load_report import ENCODE_EVERY, LoadReportInterceptor
 from meshrpc.interceptors.server_call import ServerCall
 from meshrpc.load_report import LoadReport
+from meshrpc.registry import registration
 from meshrpc.registry.memory import MemoryRegistry
-from meshrpc.registry.registry import RENEW_EVERY
 from meshrpc.server.service import Service
 from meshrpc.testing.policies import LocalPolicies
 from meshrpc.wire import LOAD_REPORT, TARGET
@@ -35,10 +35,16 @@ both_streams = grpc.stream_stream_rpc_method_handler
 
 
 class HastyClock(SystemClock):
-    """The real time, without the waits of draining and with renewals every tenth of a second."""
+    """The real time, without the waits of draining."""
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(min(seconds, 0.1 if seconds > 3 else 0.01))
+
+
+@pytest.fixture
+def renews_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have leases renewed ten times a second."""
+    monkeypatch.setattr(registration, "RENEW_EVERY", 0.1)
 
 
 # --- Handlers -----------------------------------------------------------------------------
@@ -602,6 +608,7 @@ def test_a_service_measures_the_loop_it_runs_in(policies):
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("renews_often")
 async def test_the_registry_hears_of_the_load_when_it_matters(policies, monkeypatch):
     """The record gets it, follows what changes much, and is not written for what changes little."""
     renewals = 0
@@ -656,6 +663,7 @@ async def test_the_registry_hears_of_the_load_when_it_matters(policies, monkeypa
             await until(lambda load: load is None)
 
 
+@pytest.mark.usefixtures("renews_often")
 async def test_a_policy_that_wants_no_reports_leaves_none_in_the_registry(policies):
     """The record is as it always was, renewal by renewal."""
     policies.apply(balanced("peak_ewma"))
@@ -663,7 +671,6 @@ async def test_a_policy_that_wants_no_reports_leaves_none_in_the_registry(polici
         seen: list[Any] = []
         registry.watch("t", seen.append)
         async with serving(make_service(policies, registry)) as caller:
-            assert RENEW_EVERY > 3  # which this clock makes a tenth of a second of
             for _ in range(10):
                 await caller.call("answers")
                 await asyncio.sleep(0.05)

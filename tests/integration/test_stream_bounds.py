@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import time
 import weakref
 from pathlib import Path
 
@@ -249,6 +250,47 @@ async def test_who_sends_nothing_is_idle_where_there_is_one_answer(timed, regist
         assert (await how(call))[0] is UNAVAILABLE
 
 
+async def test_what_is_no_message_keeps_no_stream_alive(
+    timed, registry, virtual_clock, monkeypatch
+):
+    """Neither to wait for the connection, nor for the answer, nor with a message for a way out."""
+
+    async def stuck(message):
+        await asyncio.Event().wait()
+
+    async with EchoServer("one", hang) as one:
+        channel = await connect(timed, registry, one)
+        policy(timed, stream=StreamBounds(idle=60.0))
+        only_there, both = channel.stream_unary(JOIN)(), channel.stream_stream(MIRROR)()
+        told = [await under_way(both, one, 2)]
+        await virtual_clock.advance(50)
+        await soon(only_there.wait_for_connection())
+        await soon(both.wait_for_connection())
+        monkeypatch.setattr(both._attempt.inner, "write", stuck)
+        told.append(asyncio.create_task(both.write(b"x")))
+        told.append(asyncio.create_task(read(only_there)))
+        await virtual_clock.advance(10)
+        assert only_there.done()
+        assert both.done()
+        told[1].cancel()  # nothing wakes what this test has put there
+        for reading in told[::2]:
+            assert (await how(reading))[0] is UNAVAILABLE
+
+
+async def test_who_reads_is_told_although_who_writes_is_cancelled(timed, registry, virtual_clock):
+    """When a stream has ended, it is the wait that a task is cancelled in, and not the call."""
+    async with EchoServer("one", hang) as one:
+        channel = await connect(timed, registry, one)
+        policy(timed, stream=StreamBounds(idle=60.0))
+        call = channel.stream_stream(MIRROR)()
+        reading = await under_way(call, one)
+        waiting = asyncio.create_task(call._follow(lambda _: asyncio.Event().wait()))
+        call.add_done_callback(lambda _: waiting.cancel())
+        await virtual_clock.advance(60)
+        assert (await how(reading))[0] is UNAVAILABLE
+        assert waiting.cancelled()
+
+
 async def test_idle_ends_in_no_other_attempt(timed, registry, virtual_clock):
     """Not even of a method that may be repeated for this very code."""
     async with EchoServer("one", hang) as one, EchoServer("two", hang) as two:
@@ -402,11 +444,25 @@ async def test_grpcs_own_deadline_has_the_name_of_the_bound(mesh, registry, kind
         channel = await connect(mesh, registry, one)
         policy(mesh, stream=StreamBounds(idle=60.0, max=0.05))
         (endpoint,) = channel.bound().endpoints
-        assert await how(read(start(channel, kind))) == (
-            DEADLINE_EXCEEDED,
-            said("stream.max", 0.05),
-        )
+        code, details = await how(read(start(channel, kind)))
+        assert code is DEADLINE_EXCEEDED
+        assert details.endswith(said("stream.max", 0.05).removeprefix("Deadline Exceeded"))
         assert (endpoint.pending, endpoint.health.consecutive) == (0, 0)
+
+
+async def test_a_stream_that_ends_while_it_sends_names_the_bound(mesh, registry):
+    """Also where grpcio only notices that it can write no more."""
+
+    async def messages():
+        yield b"x" * 70_000
+        time.sleep(0.2)  # noqa: ASYNC251 - the deadline passes, and nobody sees it pass
+
+    async with EchoServer("one", hang) as one:
+        channel = await connect(mesh, registry, one)
+        policy(mesh, stream=StreamBounds(max=0.1))
+        code, details = await how(channel.stream_unary(JOIN)(messages()))
+        assert code is DEADLINE_EXCEEDED
+        assert details.endswith(said("stream.max", 0.1).removeprefix("Deadline Exceeded"))
 
 
 async def test_streams_that_reach_their_end_together_eject_nobody(timed, registry, virtual_clock):
@@ -431,17 +487,21 @@ async def test_streams_that_reach_their_end_together_eject_nobody(timed, registr
         assert sorted(states) == ["admitted", "ejected"]
 
 
-async def test_a_deadline_that_a_handler_reports_is_its_own(timed, registry):
-    """It is a failure as ever, and does not bear the name of a bound that was not reached."""
+@pytest.mark.parametrize("details", ["the database took too long", "Deadline Exceeded"])
+async def test_a_deadline_that_a_handler_reports_is_its_own(timed, registry, details):
+    """It is a failure as ever, and does not bear the name of a bound that was not reached.
+
+    Not even where the handler passes on what a call of its own ended with.
+    """
 
     async def report(server, context):
-        await context.abort(DEADLINE_EXCEEDED, "the database took too long")
+        await context.abort(DEADLINE_EXCEEDED, details)
 
     async with EchoServer("one", report) as one:
         channel = await connect(timed, registry, one)
         policy(timed, stream=StreamBounds(max=60.0))
         call = start(channel, "unary_stream")
-        assert await how(read(call)) == (DEADLINE_EXCEEDED, "the database took too long")
+        assert await how(read(call)) == (DEADLINE_EXCEEDED, details)
         (endpoint,) = channel.bound().endpoints
         assert endpoint.health.consecutive == 1
 
@@ -525,6 +585,35 @@ async def test_bounds_hold_beneath_interceptors(timed, registry, virtual_clock, 
             while endpoint.pending:  # noqa: ASYNC110 - interceptors take their time
                 await asyncio.sleep(0.001)
         assert endpoint.health.consecutive == 0
+
+
+@every_kind
+async def test_a_stream_that_was_cancelled_is_not_idle(timed, registry, virtual_clock, kind):
+    """It ends as its user said, however long an interceptor takes for it."""
+    entered, let_go = asyncio.Event(), asyncio.Event()
+
+    async def intercept(self, continuation, details, request):
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await let_go.wait()
+
+    name = "".join(word.title() for word in kind.split("_"))
+    base = getattr(grpc.aio, f"{name}ClientInterceptor")
+    interceptor = type("Slow", (base,), {f"intercept_{kind}": intercept})()
+    async with EchoServer("one", hang) as one:
+        channel = await connect(timed, registry, one, interceptors=[interceptor])
+        policy(timed, stream=StreamBounds(idle=60.0))
+        call = start(channel, kind)
+        reading = asyncio.create_task(read(call))
+        await soon(entered.wait())
+        call.cancel()
+        await virtual_clock.advance(60)
+        let_go.set()
+        assert await soon(call.code()) is grpc.StatusCode.CANCELLED
+        with pytest.raises(asyncio.CancelledError):
+            await soon(reading)
 
 
 @pytest.mark.parametrize("bound", ["idle", "max"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -11,9 +12,11 @@ import sqlite3
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from meshrpc.control import database_file
 from meshrpc.control import records as records_module
 from meshrpc.control import store as store_module
 from meshrpc.control.database import Database, StoreFullError
@@ -406,6 +409,62 @@ async def test_a_path_that_is_a_folder_is_refused(tmp_path):
     """The error says that it is one."""
     with pytest.raises(ControlError, match=r"it is a folder; .* choose another with --store"):
         await Database.open(f"sqlite:{tmp_path}", SCHEMA)
+
+
+async def test_a_path_that_is_a_pipe_is_refused(tmp_path):
+    """Nobody waits until somebody writes into it."""
+    path = tmp_path / "control.db"
+    os.mkfifo(path)
+    with pytest.raises(ControlError, match=r"it is not a file; .* choose another with --store"):
+        await Database.open(f"sqlite:{path}", SCHEMA)
+
+
+# Two at once: the one before is not gone yet, or was just faster
+
+
+async def test_who_meets_another_in_its_first_start_is_told_so(path, monkeypatch):
+    """Not that the file is gone: it was not there yet when it was looked for."""
+    monkeypatch.setattr(database_file, "LOCKED_WITHIN", 0.01)
+    other = path.with_name("other.db")
+    path.rename(other)
+    looked = Path.exists
+    with contextlib.ExitStack() as others:
+
+        def exists(file: Path) -> bool:
+            if file != path or looked(path):
+                return looked(file)
+            other.rename(path)
+            connection = sqlite3.connect(path, check_same_thread=False)
+            others.callback(connection.close)
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            connection.execute("INSERT INTO revisions (author) VALUES ('another')")
+            connection.commit()
+            assert path.with_name("control.db-wal").stat().st_size
+            return False
+
+        monkeypatch.setattr(Path, "exists", exists)
+        with pytest.raises(ControlError, match="another control service has it open"):
+            await Database.open(f"sqlite:{path}", SCHEMA)
+
+
+async def test_who_meets_another_in_its_end_goes_on(path, monkeypatch):
+    """Its log goes into the file while that is looked at, which is not cut off therefore."""
+    whole, cut = path.read_bytes(), path.read_bytes()[:-PAGE]
+    path.write_bytes(cut)
+    log = path.with_name("control.db-wal")
+    log.write_bytes(b"what was written last")
+    opening = Path.open
+
+    def slowly(file: Path, mode: str, *args: Any) -> object:
+        if not log.exists():
+            return opening(file, mode, *args)
+        log.unlink()
+        path.write_bytes(whole)
+        return io.BytesIO(cut)
+
+    monkeypatch.setattr(Path, "open", slowly)
+    async with opened(path) as (_, store):
+        assert len(store.list("default")) == COUNT
 
 
 @pytest.fixture

@@ -53,6 +53,17 @@ async def test_what_is_said_is_what_holds_when_its_turn_comes():
         assert await outgoing.next() == acknowledgement("2")
 
 
+async def test_what_cannot_be_said_silences_nothing_else(caplog):
+    """It is logged; without the answer after it control would give this process up."""
+    outgoing = Outgoing()
+    outgoing.tell("interest", lambda: 1 / 0)
+    outgoing.tell("acknowledgement", partial(acknowledgement, "1"))
+    async with asyncio.timeout(10):
+        assert await outgoing.next() == acknowledgement("1")
+    assert "cannot tell control interest" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
 async def test_it_waits_until_there_is_something():
     """Also after a time in which there was something."""
     outgoing = Outgoing()

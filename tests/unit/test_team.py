@@ -261,11 +261,11 @@ def test_a_second_reload_makes_the_first_old_at_once():
     rig.ready(first)
     (second,) = rig.begun()
     rig.reload()
-    killed = [a.life for a in rig.actions if isinstance(a, Kill)]
-    assert killed == [second]
+    stopped = [a.life for a in rig.actions if isinstance(a, Stop)]
+    assert stopped == [second]
+    rig.end(second)
     (third,) = rig.begun()
     assert rig.numbers[third] == 2
-    rig.end(second)
     rig.ready(third)
     rig.leave(one)
     rig.leave(two)
@@ -378,6 +378,22 @@ def test_a_worker_that_is_stopped_before_it_is_ready_has_as_long_as_any():
     assert rig.of(Kill) == [Kill(life)]
 
 
+def test_who_is_not_wanted_any_more_drains_though_it_was_never_ready():
+    """While nobody is ready its callers call all the same: to kill it would lose their calls."""
+    rig = Rig(2)
+    one, two = rig.begun()
+    rig.load(one)
+    rig.load(two)
+    rig.resize(1)
+    assert (rig.of(Stop), rig.of(Kill)) == ([Stop(two)], [])
+    rig.reload()
+    assert (rig.of(Stop), rig.of(Kill)) == ([Stop(one)], [])
+    rig.wait(GRACE)
+    assert rig.of(Kill) == []
+    rig.wait(KILL_AFTER)
+    assert {kill.life for kill in rig.of(Kill)} == {one, two}
+
+
 def test_a_second_stop_kills_all():
     """At once."""
     rig, lives = started(2)
@@ -478,7 +494,7 @@ def test_a_reload_during_which_the_old_one_died_can_be_overtaken():
     (new,) = rig.begun()
     rig.end(old)
     rig.reload()
-    assert [kill.life for kill in rig.actions if isinstance(kill, Kill)] == [new]
+    assert [stop.life for stop in rig.actions if isinstance(stop, Stop)] == [new]
     rig.end(new)
     (newest,) = rig.begun()
     rig.ready(newest)
@@ -561,7 +577,7 @@ def test_a_replacement_goes_on_starting_when_the_old_one_died_meanwhile():
     until_failed(rig)
     assert rig.of(Stop) == []
     rig.reload()
-    assert rig.of(Kill) == [Kill(new)]
+    assert rig.of(Stop) == [Stop(new)]
     rig.end(new)
     (newest,) = rig.begun()
     rig.ready(newest)
