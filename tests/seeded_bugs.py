@@ -459,6 +459,13 @@ BUGS = (
         "tests/hostile/test_control.py",
     ),
     Bug(
+        "who has asked for little is refused when the greedy have been",
+        "meshrpc/limits/admission_queue.py",
+        "return asked <= self._latest or any(",
+        "return any(",
+        "tests/unit/test_admission_queue.py",
+    ),
+    Bug(
         "two services can reserve one shared port",
         "meshrpc/workers/shared_port.py",
         "SO_REUSEADDR, 0)",

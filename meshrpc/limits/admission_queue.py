@@ -230,12 +230,17 @@ class _Turns:
         return line.first()
 
     def is_modest(self, caller: str) -> bool:
-        """Whether a caller has one call here, or is not the one furthest above its equal share."""
+        """Whether a caller has one call here, or is not the one furthest above its equal share.
+
+        Others may have been above it and have nothing here any more: theirs was refused.
+        """
         line = self._callers[caller]
         if line.count == 1:
             return True
         asked = _asked(line)
-        return any(_asked(other) > asked for other in self._callers.values())
+        return asked <= self._latest or any(
+            _asked(other) > asked for other in self._callers.values()
+        )
 
     def most_of_all(self) -> Waiting:
         """Return the first call of the caller who is furthest above its equal share."""

@@ -23,7 +23,9 @@ MOST_REFUSED: Final = 0.2
 MOMENT: Final = 0.005
 """Seconds: a wait that is shorter is nobody's overload, and no reason to refuse."""
 HALFWAY: Final = 0.1
-"""Seconds for which a call may have waited in any case, if there is enough time left."""
+HANDLERS_LEFT: Final = 8.0
+"""A call that has waited for more than half of its time is begun if it has as many seconds left, or as many
+times what is usual."""
 MOST_METHODS: Final = 4_096
 LONGEST_NAME: Final = 256
 """Methods remembered; past that all are forgotten. Servers have few, and short names, but proxies
@@ -161,12 +163,13 @@ class HandlerTimes:
     def is_hopeless(self, method: str, remaining: float, waited: float) -> bool:
         """Whether a call that has waited would hardly be answered in time any more.
 
-        It has less time left than is usual, or has waited for more than half of it: who serves
-        those that only just make it is served by none in time when it goes a little slower. What
-        came with less, and did not have to wait, is begun: it may be quicker than usual.
+        It has less time left than is usual, or has waited for more than half of it and has less than
+        `HANDLERS_LEFT` times that: who serves those that only just make it is served by none in
+        time when it goes a little slower. What came with less, and did not have to wait, is begun:
+        it may be quicker than usual.
         """
         if waited < MOMENT:
             return False
         times = self.methods.get(method)
         usual = 0.0 if times is None else times.usual
-        return remaining < max(usual, min(waited, HALFWAY))
+        return remaining < max(usual, min(waited, HALFWAY, HANDLERS_LEFT * usual))

@@ -9,6 +9,7 @@ from meshrpc.limits.admission_queue import (
     BURST,
     HANDLERS_AHEAD,
     MOST_LEFT,
+    SHORT,
     WAIT_AT_LEAST,
     WAIT_AT_MOST,
     AdmissionQueue,
@@ -86,6 +87,18 @@ def test_callers_keep_what_others_ask_for_more_of():
     assert len(late) >= 10
     assert all(each.is_waiting for each in modest)
     assert set(modest) <= set(queue.take_late(0.5))
+
+
+def test_callers_keep_what_others_had_more_of_who_have_nothing_here_any_more():
+    """The greedy ones' calls were refused first; that does not make the next one greedy."""
+    queue = AdmissionQueue()
+    queue.note_handler_time(0.02)
+    for _ in range(40):
+        put(queue, "greedy")
+        queue.take()
+    modest = [put(queue, "modest", now=1.0)[0] for _ in range(SHORT + 2)]
+    assert queue.take_late(1.25) == []
+    assert queue.take_late(1.5) == modest
 
 
 def test_the_callers_remembered_are_bounded():

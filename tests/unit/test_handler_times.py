@@ -118,6 +118,9 @@ def test_a_call_that_has_waited_is_begun_only_with_enough_time_left():
     """As much as is usual, and as much as it has waited already, up to a tenth of a second."""
     times = HandlerTimes()
     note(times, seconds=0.02)
+    note(times, method="/a/Quick", seconds=0.005)
+    assert times.is_hopeless("/a/Quick", 0.039, 0.2)
+    assert not times.is_hopeless("/a/Quick", 0.041, 0.2)
     assert times.is_hopeless("/a/A", 0.019, 0.01)
     assert not times.is_hopeless("/a/A", 0.021, 0.01)
     assert times.is_hopeless("/a/A", 0.04, 0.06)
