@@ -38,7 +38,7 @@ from meshrpc.registry.leases import LeaseTable
 from meshrpc.registry.registry import LEASE
 from meshrpc.server.handler import HandlerTable
 from meshrpc.server.intake import create_server
-from meshrpc.server.listening import require_free
+from meshrpc.server.listening import require_free, until_ended
 from meshrpc.server.options import control_options, most_http_connections
 from meshrpc.server.request_arrival import request_timeout
 from meshrpc.settings import DEFAULT_CONTROL_HTTP_PORT, DEFAULT_CONTROL_PORT, parse_address
@@ -51,7 +51,6 @@ RECOVERY: Final = LEASE
 registered before has this long to come back, whether or not this service remembers it."""
 HTTP_IDLE: Final = 75.0
 """Seconds that an HTTP connection may be silent, or take for the head of a request."""
-_A_DAY: Final = 86_400.0
 
 _log = logging.getLogger(__name__)
 
@@ -266,9 +265,7 @@ async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[
 
 async def _until_broken(server: grpc.aio.Server) -> None:
     """Raise when gRPC's server ends by itself, which only a fault in it can bring about."""
-    # Without a timeout, whoever stops waiting would cancel what the server's own end waits for.
-    while await server.wait_for_termination(_A_DAY):
-        pass
+    await until_ended(server)
     raise RuntimeError("gRPC's server has ended by itself")
 
 

@@ -1,4 +1,4 @@
-"""The address a server listens on, and the one it tells its callers."""
+"""The address a server listens on, for how long, and the one it tells its callers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from meshrpc.settings import parse_address
 
 # Documentation addresses (RFC 5737, RFC 3849): asking for a route to them sends nothing.
 _ANYWHERE = {socket.AF_INET: ("192.0.2.1", 9), socket.AF_INET6: ("2001:db8::1", 9)}
+_A_DAY = 86_400.0
 _EVERY_ADDRESS = {"0.0.0.0": socket.AF_INET, "[::]": socket.AF_INET6}  # noqa: S104 - not bound here
 
 
@@ -48,6 +49,13 @@ def _bound(server: grpc.aio.Server, address: str) -> str:
     except RuntimeError as error:
         raise SettingsError(f"cannot listen on {address}: {error}") from error
     return f"{host}:{bound}"
+
+
+async def until_ended(server: grpc.aio.Server) -> None:
+    """Return when the server has ended, by whomever; who stops waiting does it no harm."""
+    # Without a timeout that would cancel what the server's own end waits for.
+    while await server.wait_for_termination(_A_DAY):
+        pass
 
 
 class Together:

@@ -32,7 +32,7 @@ from meshrpc.server.active_calls import ActiveCalls
 from meshrpc.server.handler import HandlerTable
 from meshrpc.server.health import HealthServicer
 from meshrpc.server.intake import create_server
-from meshrpc.server.listening import Together, advertised, bind, bind_shared
+from meshrpc.server.listening import Together, advertised, bind, bind_shared, until_ended
 from meshrpc.server.offer import Offer
 from meshrpc.server.options import SERVER_OPTIONS
 from meshrpc.server.readiness import Readiness
@@ -44,7 +44,6 @@ _LOG = logging.getLogger("meshrpc.server")
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-_A_DAY = 86_400.0
 
 
 class StartInterrupted(Exception):
@@ -124,7 +123,7 @@ class Serving:
         Raises:
             RuntimeError: it has.
         """
-        ending = [asyncio.ensure_future(_ended(server)) for server in self._listening]
+        ending = [asyncio.ensure_future(until_ended(server)) for server in self._listening]
         try:
             (first, *_), _ = await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -298,9 +297,3 @@ class Serving:
 
     def _load(self) -> LoadReport | None:
         return self._offer.load_reports.report(LONG_WINDOW)
-
-
-async def _ended(server: grpc.aio.Server) -> None:
-    # Without a timeout, whoever stops waiting would cancel what the server's own end waits for.
-    while await server.wait_for_termination(_A_DAY):
-        pass

@@ -4,9 +4,9 @@ One after the other, the oldest code first. Where each worker takes any free por
 ready before the old one is told to drain, so that capacity never falls; a fixed port has to be
 let go of first. A new worker that dies before it is ready, or is not ready in time (as with the
 `progressDeadlineSeconds` of Kubernetes), ends the reload as failed, and what has not been replaced
-yet stays: whether the next one would fare better is for people to say. A reload that is asked for during another one makes all that has begun before it
-old again: nothing waits for a reload that is out of date. Pure: `next_step` and `outdated` look,
-the `Rollout` makes the moves that follow from it.
+yet stays: whether the next one would fare better is for people to say. A reload that is asked for
+during another one makes all that has begun before it old again: nothing waits for a reload that is
+out of date. Pure: `next_step` and `outdated` look, the `Rollout` makes the moves that follow from it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ DRAINING_AT_ONCE = 2
 """Old workers that may drain while the next one is replaced. All of them would be twice the
 memory; only one, and a single long stream would hold up the next reload by its whole grace."""
 READY_WITHIN = 300.0
-"""Seconds that a new worker has to become ready before its reload has failed. A service waits a
-minute by itself at most, 30 s for those it requires and 30 s for its checks; the rest is for its
-imports and startup hooks. Half of what Kubernetes has, which pulls an image within them."""
+"""Seconds that a new worker has to become ready before its reload has failed. Those that a service
+requires it waits for 30 s at most; the rest is for its imports, startup hooks and checks. Half of
+what Kubernetes has, which pulls an image within them."""
 
 
 class Rollout:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from aiohttp import web
@@ -181,46 +181,47 @@ async def test_whoever_else_answers_there_has_taken_nothing(answer):
             assert other.events
 
 
-async def test_what_is_no_http_server_is_told_as_such(caplog):
-    """Such as control's gRPC port: what it sent first is nothing for a log."""
-    caplog.set_level("INFO", "meshrpc.workers")
+async def report_twice_to(answer: Callable[..., Awaitable[None]]) -> int:
+    """Report to somebody who `answer`s in its own way, until the first time was told of; its port."""
     asked: asyncio.Queue[None] = asyncio.Queue()
 
-    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         asked.put_nowait(None)
-        writer.write(b"\0\0\x18\x04\0\n")
-        await writer.drain()
-        await reader.read()
-        writer.close()
+        await answer(reader, writer)
 
-    async with await asyncio.start_server(greet, "127.0.0.1", 0) as other:
-        port = other.sockets[0].getsockname()[1]
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as other:
+        port: int = other.sockets[0].getsockname()[1]
         async with reporting(f"http://127.0.0.1:{port}") as reporter:
             reporter.report(event(1))
             async with asyncio.timeout(10):
                 await asked.get()
                 await asked.get()  # again: by now the first time has been told
+    return port
+
+
+async def test_what_is_no_http_server_is_told_as_such(caplog):
+    """Such as control's gRPC port: what it sent first is nothing for a log."""
+    caplog.set_level("INFO", "meshrpc.workers")
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\0\0\x18\x04\0\n")
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    await report_twice_to(greet)
     assert "what answers there does not speak HTTP" in caplog.text
 
 
 async def test_who_hangs_up_is_not_said_to_speak_something_else(caplog):
     """As a control service does that ends in the middle of a request."""
     caplog.set_level("INFO", "meshrpc.workers")
-    asked: asyncio.Queue[None] = asyncio.Queue()
 
-    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        asked.put_nowait(None)
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
-    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as other:
-        port = other.sockets[0].getsockname()[1]
-        async with reporting(f"http://127.0.0.1:{port}") as reporter:
-            reporter.report(event(1))
-            async with asyncio.timeout(10):
-                await asked.get()
-                await asked.get()
+    port = await report_twice_to(hang_up)
     assert f"127.0.0.1:{port}" in caplog.text
     assert "does not speak HTTP" not in caplog.text
 
