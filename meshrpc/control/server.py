@@ -172,7 +172,7 @@ class ControlServer:
         registry_pb2_grpc.add_RegistryServicer_to_server(registry, table)
         policy_pb2_grpc.add_PolicyStoreServicer_to_server(PolicyService(store), table)
         options = control_options()
-        table.wrap(clock=self._clock, request_timeout=request_timeout(dict(options)))
+        table.wrap(None, clock=self._clock, request_timeout=request_timeout(dict(options)))
         server, _ = create_server((table,), options)
         grpc_address = self._listen.bind(server)
         stack.push_async_callback(server.stop, GRACE)

@@ -85,7 +85,7 @@ class HandlerTable(grpc.GenericRpcHandler):
 
     def wrap(
         self,
-        concerns: Sequence[ServerInterceptor] = (),
+        concerns: Sequence[ServerInterceptor] | None = (),
         *,
         inner: Sequence[grpc.aio.ServerInterceptor] = (),
         active: ActiveCalls | None = None,
@@ -97,6 +97,7 @@ class HandlerTable(grpc.GenericRpcHandler):
     ) -> None:
         """Put guard and concerns round every handler: from now on this table answers.
 
+        `concerns` None: no handler asks for its `current_call()`, so that calls need not have one.
         `inner` are grpcio's own kind of interceptor. They run next to the handler, under the
         guard, and see messages as they would on a bare server. Calls are counted in `active`,
         those of health checks and reflection in `infrastructure`. `request_timeout`: seconds
@@ -115,11 +116,12 @@ class HandlerTable(grpc.GenericRpcHandler):
         def wrap(method: str, handler: Handler) -> Handler:
             outermost = bare_guard if is_infrastructure(method) else guard
             guarded = outermost.around(method, handler)
-            threads = threads_of(handler)
-            composed = compose(
-                method, guarded, concerns, draining=draining, clock=clock, threads=threads
-            )
-            return composed if arrival is None else arrival.around(composed)
+            if concerns is not None:
+                threads = threads_of(handler)
+                guarded = compose(
+                    method, guarded, concerns, draining=draining, clock=clock, threads=threads
+                )
+            return guarded if arrival is None else arrival.around(guarded)
 
         self._wrap = wrap
         self._answers_unknown = bool(inner)  # grpcio runs them for methods nobody serves, too
